@@ -1,0 +1,340 @@
+"""Corpora for language modelling: how the prepare scripts write them, how train.py and sample.py read them.
+
+A corpus is a folder with train.bin and val.bin (token ids, one after the other, little endian) and meta.json, which
+says what the ids mean and how many there are. A folder with a meta.json is complete: it is written last.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.files import make_folder, sha256, write_json
+from training.errors import BadInput
+
+ALPHABET = "\n" + "".join(map(chr, range(32, 127)))  # 96 symbols; the index of a symbol is its token id
+DTYPES = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2")}
+GPT2_VOCAB = 50257
+SPLITS = ("train", "val")
+CHECKPOINT_BYTES = 1 << 22  # a kill loses at most about this much of the work
+SCAN = 1 << 24  # token ids looked at at a time
+
+FOREIGN = 255
+TABLE = np.full(256, FOREIGN, np.uint8)  # byte -> token id
+TABLE[np.frombuffer(ALPHABET.encode(), np.uint8)] = np.arange(len(ALPHABET))
+
+CHARACTERS = {"tokenizer": "characters", "alphabet": ALPHABET, "vocab_size": len(ALPHABET), "dtype": "uint8"}
+GPT2 = {"tokenizer": "gpt2", "vocab_size": GPT2_VOCAB, "dtype": "uint16"}
+
+
+def encode_symbols(text):
+    """Token ids (uint8) of a text in the 96 symbols, or None if it has any other character."""
+    if not text.isascii():
+        return None
+    ids = TABLE[np.frombuffer(text.encode("ascii"), np.uint8)]
+    return None if (ids == FOREIGN).any() else ids
+
+
+def drawn_for_val(seed, key, fraction):
+    """Whether a document belongs to the val split; a function of its arguments, so that a restart draws the same."""
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def gpt2_encoding():
+    """tiktoken's GPT-2 byte-pair encoding; it downloads its two files once."""
+    try:
+        import tiktoken
+    except ImportError as error:
+        raise BadInput("GPT-2 tokens need the package tiktoken: pip install tiktoken") from error
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except OSError as error:
+        raise BadInput(
+            f"tiktoken could not download GPT-2's vocabulary ({type(error).__name__}); on a machine without a network, "
+            "set TIKTOKEN_CACHE_DIR to a copy of another machine's tiktoken cache"
+        ) from error
+
+
+class CorpusWriter:
+    """Writes a corpus so that a kill at any moment leaves the old one, or the new one, or a start to go on from.
+
+    with CorpusWriter(folder, about) as writer:
+        ... writer.add("train", ids) ...
+        meta = writer.finish()
+
+    Ids go to train.bin.partial and val.bin.partial; `checkpoint` makes them durable and notes in progress.partial how
+    far the source was read. A later writer with an equal `about` (a JSON-able dict: what meta.json says of the corpus
+    and of its source) goes on from there: it cuts the files back to the note, and `documents` and `position` say where
+    to read on. `finish` renames the files, the last note becoming meta.json. BadInput inside the block throws the
+    partial files away.
+    """
+
+    def __init__(self, folder, about):
+        make_folder(folder)
+        self.folder, self.about = Path(folder), about
+        self.note = _note_path(folder)
+        self.partial = {split: _partial_path(folder, split) for split in SPLITS}
+        self.dtype = DTYPES[about["dtype"]]
+        self.tokens = dict.fromkeys(SPLITS, 0)
+        self.documents = {"train": 0, "val": 0, "dropped": 0}
+        self.position = None
+        self.since_checkpoint = 0
+
+    def __enter__(self):
+        note = self._start()
+        if note:
+            self.tokens, self.documents, self.position = note["tokens"], note["documents"], note["position"]
+        else:
+            self.note.unlink(missing_ok=True)  # before the files it speaks of change
+        self.files = {}
+        for split in SPLITS:
+            self.partial[split].touch()
+            self.files[split] = self.partial[split].open("r+b")
+            self.files[split].truncate(self.tokens[split] * self.dtype.itemsize)
+            self.files[split].seek(0, os.SEEK_END)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for file in self.files.values():
+            file.close()
+        if isinstance(error, BadInput):
+            for path in (self.note, *self.partial.values()):
+                path.unlink(missing_ok=True)
+
+    def _start(self):
+        """The note of a killed run over the same source, or None: then the work starts at the beginning."""
+        note = _read_note(self.folder, self.about)
+        if not note or "position" not in note or not all(path.exists() for path in self.partial.values()):
+            return None
+        sizes = {split: path.stat().st_size for split, path in self.partial.items()}
+        whole = all(sizes[split] >= note["tokens"][split] * self.dtype.itemsize for split in SPLITS)
+        return note if whole else None
+
+    def add(self, split, ids, documents=1):
+        ids = np.asarray(ids, self.dtype)
+        self.files[split].write(ids.tobytes())
+        self.tokens[split] += ids.size
+        self.documents[split] += documents
+        self.since_checkpoint += ids.nbytes
+
+    def drop(self):
+        self.documents["dropped"] += 1
+
+    @property
+    def checkpoint_due(self):
+        return self.since_checkpoint >= CHECKPOINT_BYTES
+
+    def checkpoint(self, position=None):
+        """Keep everything added so far; `position` is what the source needs to go on, if not the count of documents."""
+        self._flush()
+        counts = {"tokens": self.tokens, "documents": self.documents}
+        write_json(self.note, {**self.about, **counts, "position": position})
+        self.since_checkpoint = 0
+
+    def _flush(self):
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self):
+        """Put the files in place and return meta.json's content; BadInput if a split is empty."""
+        for split in SPLITS:
+            if not self.tokens[split]:
+                counts = ", ".join(f"{name} {count:,}" for name, count in self.documents.items())
+                raise BadInput(f"the {split} split would be empty (documents: {counts}); it takes more text")
+        self._flush()
+        counts = {"tokens": self.tokens}
+        if any(self.documents.values()):
+            counts["documents"] = self.documents
+        counts["sha256"] = {split: sha256(self.partial[split]) for split in SPLITS}
+        meta = {**self.about, **counts}
+        write_json(self.note, meta)
+        _put_in_place(self.folder)
+        return meta
+
+
+def _note_path(folder):
+    return Path(folder) / "progress.partial"
+
+
+def _partial_path(folder, split):
+    return Path(folder) / f"{split}.bin.partial"
+
+
+def _read_note(folder, about):
+    """What a killed run over the same source noted last, or None. A note with sha256 is a whole meta.json."""
+    try:
+        note = json.loads(_note_path(folder).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return note if all(note.get(key) == value for key, value in about.items()) else None
+
+
+def _put_in_place(folder):
+    """Rename what is written; after a kill it can be done again, since the note goes last."""
+    (Path(folder) / "meta.json").unlink(missing_ok=True)
+    for split in SPLITS:
+        if _partial_path(folder, split).exists():
+            os.replace(_partial_path(folder, split), Path(folder) / f"{split}.bin")
+    os.replace(_note_path(folder), Path(folder) / "meta.json")
+
+
+def complete(folder, about):
+    """Whether the folder holds the corpus that `about` asks for; first ends a renaming that a kill cut short."""
+    if "sha256" in (_read_note(folder, about) or {}):
+        _put_in_place(folder)
+    try:
+        meta = read_meta(folder)
+        for split in SPLITS:
+            _open_split(folder, split, meta)
+    except BadInput:
+        return False
+    return all(meta.get(key) == value for key, value in about.items())
+
+
+def report(folder, meta):
+    """Say what was made, as the readmes list it."""
+    documents = meta.get("documents", {})
+    for split in SPLITS:
+        count = f" in {documents[split]:,} documents" if documents else ""
+        print(f"{Path(folder) / split}.bin: {meta['tokens'][split]:,} tokens{count}, sha256 {meta['sha256'][split]}")
+    if documents.get("dropped"):
+        print(f"{documents['dropped']:,} documents dropped")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    train: np.memmap  # token ids
+    val: np.memmap
+    vocab_size: int  # of the model to train: the one asked for, or else the corpus's own
+    meta: dict
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+
+
+def load_corpus(folder, block_size, vocab_size=None):
+    """Open a prepared corpus, checked before training rather than hours into it.
+
+    `vocab_size`: of the model, where it is not the corpus's own (GPT-2's 50257 is often padded to 50304). BadInput for
+    files missing, empty or of another length than meta.json says; fewer than block_size + 1 tokens in a split; a token
+    id outside either vocabulary; a meta.json that is damaged or names an unknown dtype or tokenizer.
+    """
+    meta = read_meta(folder)
+    encode, decode = codec(meta)
+    limit = min(meta["vocab_size"], vocab_size or meta["vocab_size"])
+    splits = {split: _open_split(folder, split, meta) for split in SPLITS}
+    for split, ids in splits.items():
+        if len(ids) < block_size + 1:
+            raise BadInput(
+                f"{Path(folder) / split}.bin has {len(ids):,} tokens; block_size {block_size} needs at least "
+                f"{block_size + 1}: choose a smaller block_size or a larger corpus"
+            )
+        _check_ids(ids, limit, Path(folder) / f"{split}.bin")
+    return Corpus(**splits, vocab_size=vocab_size or meta["vocab_size"], meta=meta, encode=encode, decode=decode)
+
+
+def codec(meta):
+    """(encode, decode) of the corpus that `meta` describes: text to token ids and back. BadInput if meta cannot say.
+
+    encode raises BadInput for a character outside the alphabet. GPT-2's vocabulary is loaded at the first call.
+    """
+    _check_meta(meta, "the corpus's meta")
+    if meta["tokenizer"] == "gpt2":
+        return _gpt2_codec()
+    alphabet = meta["alphabet"]
+    index = {symbol: i for i, symbol in enumerate(alphabet)}
+
+    def encode(text):
+        foreign = sorted(set(text) - set(index))
+        if foreign:
+            raise BadInput(f"{foreign[0]!r} is not one of the {len(alphabet)} characters of this corpus")
+        return [index[symbol] for symbol in text]
+
+    def decode(ids):
+        return "".join(alphabet[i] for i in (ids.tolist() if hasattr(ids, "tolist") else ids))
+
+    return encode, decode
+
+
+def _gpt2_codec():
+    def encode(text):
+        return gpt2_encoding().encode(text, allowed_special={"<|endoftext|>"})
+
+    def decode(ids):
+        return gpt2_encoding().decode([int(i) for i in ids])
+
+    return encode, decode
+
+
+def read_meta(folder):
+    """meta.json of a corpus folder, checked; BadInput names the command that makes what is missing."""
+    path = Path(folder) / "meta.json"
+    try:
+        meta = json.loads(path.read_text())
+    except OSError as error:
+        raise BadInput(f"{path} is missing; {_how_to_make(folder)}") from error
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({error}); {_how_to_make(folder)}") from error
+    _check_meta(meta, path)
+    return meta
+
+
+def _check_meta(meta, where):
+    def require(condition, problem):
+        if not condition:
+            raise BadInput(f"{where} {problem}")
+
+    require(isinstance(meta, dict), "is not a JSON object")
+    require(meta.get("tokenizer") in ("characters", "gpt2"), f"names the unknown tokenizer {meta.get('tokenizer')!r}")
+    known = list(DTYPES)
+    require(meta.get("dtype") in known, f"names the unknown dtype {meta.get('dtype')!r}; known: {', '.join(known)}")
+    require(type(meta.get("vocab_size")) is int and meta["vocab_size"] > 0, "has no positive vocab_size")
+    tokens = meta.get("tokens")
+    require(isinstance(tokens, dict), "does not count its tokens")
+    require(all(type(tokens.get(split)) is int for split in SPLITS), "does not count the tokens of both splits")
+    if meta["tokenizer"] == "characters":
+        alphabet = meta.get("alphabet")
+        distinct = isinstance(alphabet, str) and len(set(alphabet)) == len(alphabet) == meta["vocab_size"]
+        require(distinct, f"needs an alphabet of vocab_size ({meta['vocab_size']}) distinct characters")
+
+
+def _how_to_make(folder):
+    """The command that makes a corpus folder, or the nearest name among those that can be made."""
+    folder = Path(folder)
+    names = sorted(path.parent.name for path in Path(__file__).parent.glob("*/prepare.py") if path.parent.name != "ett")
+    if folder.name in names:
+        at_home = folder.resolve() == (Path(__file__).parent / folder.name).resolve()
+        return f"make it with: python data/{folder.name}/prepare.py" + ("" if at_home else f" --out {folder}")
+    near = difflib.get_close_matches(folder.name, names, n=1)
+    guess = f"did you mean data/{near[0]}? " if near else ""
+    return f"{guess}make one with: python data/NAME/prepare.py --out {folder}, NAME one of {', '.join(names)}"
+
+
+def _open_split(folder, split, meta):
+    path, dtype = Path(folder) / f"{split}.bin", DTYPES[meta["dtype"]]
+    if not path.is_file():
+        raise BadInput(f"{path} is missing; {_how_to_make(folder)}")
+    size, tokens = path.stat().st_size, meta["tokens"][split]
+    if size != tokens * dtype.itemsize or size == 0:
+        raise BadInput(
+            f"{path} has {size:,} bytes; meta.json counts {tokens:,} tokens, that is {tokens * dtype.itemsize:,} "
+            f"bytes; {_how_to_make(folder)}"
+        )
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _check_ids(ids, limit, path):
+    """BadInput if any id is not below `limit`; reads a bounded piece at a time."""
+    if limit > np.iinfo(ids.dtype).max:
+        return
+    for start in range(0, len(ids), SCAN):
+        piece = ids[start : start + SCAN]
+        if piece.max() >= limit:
+            at = int((piece >= limit).argmax())
+            raise BadInput(f"{path}: token {start + at:,} is {piece[at]}, outside the vocabulary of {limit:,}")

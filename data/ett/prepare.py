@@ -1,0 +1,110 @@
+"""The ETT time series, checked and split into 12, 4 and 4 months: `python data/ett/prepare.py`, a second a series."""
+
+import argparse
+import csv
+import hashlib
+import math
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.ett import COLUMNS, DTYPE, SPLITS
+from data.files import decode_utf8, download, make_folder, read_bytes, write_json, write_whole
+from training.errors import BadInput, command
+
+URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/{}.csv"
+SERIES = {  # name: (minutes between rows, rows)
+    "ETTh1": (60, 17420),
+    "ETTh2": (60, 17420),
+    "ETTm1": (15, 69680),
+    "ETTm2": (15, 69680),
+}
+MONTHS = {"train": 12, "val": 4, "test": 4}  # Informer's split, months of 30 days; what follows is not used
+
+
+def read_series(text, where, minutes, rows):
+    """(first timestamp, (rows, columns) values) of a CSV; BadInput names the line that is not as it must be."""
+    lines = csv.reader(text.splitlines())
+    header = next(lines)
+    if header != ["date", *COLUMNS]:
+        raise BadInput(f"{where}: the header is {','.join(header)}; it must be date,{','.join(COLUMNS)}")
+    start, values = None, []
+    for number, fields in enumerate(lines, 2):
+        if len(fields) != len(header):
+            raise BadInput(f"{where}, line {number}: {len(fields)} columns instead of {len(header)}")
+        time = read_time(fields[0], f"{where}, line {number}")
+        start = start or time
+        due = start + len(values) * timedelta(minutes=minutes)
+        if time != due:
+            problem = "a gap" if time > due else "a row twice or out of order"
+            raise BadInput(f"{where}, line {number}: {problem}: {time}, where {due} is due")
+        values.append([read_value(*pair, f"{where}, line {number}") for pair in zip(fields[1:], COLUMNS, strict=True)])
+    if len(values) != rows:
+        raise BadInput(f"{where}: {len(values):,} rows; the published file has {rows:,}")
+    return start, np.array(values)
+
+
+def read_time(field, where):
+    try:
+        return datetime.strptime(field, "%Y-%m-%d %H:%M:%S")
+    except ValueError as error:
+        raise BadInput(f"{where}: {field!r} is not a time such as 2016-07-01 00:00:00") from error
+
+
+def read_value(field, column, where):
+    try:
+        value = float(field)
+    except ValueError as error:
+        raise BadInput(f"{where}: {column} is {field!r}, not a number") from error
+    if not math.isfinite(value):
+        raise BadInput(f"{where}: {column} is {field!r}; a missing value cannot be used")
+    return value
+
+
+def write_series(folder, name, content, where):
+    """Check the CSV, then write train.bin, val.bin, test.bin (raw values) and, last, meta.json."""
+    minutes, rows = SERIES[name]
+    start, values = read_series(decode_utf8(content, where), where, minutes, rows)
+    month = 30 * 24 * 60 // minutes
+    counts = {split: MONTHS[split] * month for split in SPLITS}
+    borders = [0, *(int(row) for row in np.cumsum(list(counts.values())))]
+    train = values[: counts["train"]]
+    meta = {"name": name, "columns": COLUMNS, "dtype": "float32", "rows": counts, "borders": borders}
+    meta |= {"start": str(start), "minutes": minutes, "mean": train.mean(0).tolist(), "std": train.std(0).tolist()}
+
+    spans = zip(SPLITS, borders[:-1], borders[1:], strict=True)
+    parts = {split: values[start:end].astype(DTYPE).tobytes() for split, start, end in spans}
+    meta["sha256"] = {split: hashlib.sha256(part).hexdigest() for split, part in parts.items()}
+    meta["source"] = {"rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    make_folder(folder)
+    (folder / "meta.json").unlink(missing_ok=True)
+    for split, part in parts.items():
+        write_whole(folder / f"{split}.bin", part)
+    write_json(folder / "meta.json", meta)
+    shares = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
+    print(f"{folder}: {shares} rows; source sha256 {meta['source']['sha256']}")
+
+
+@command
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--names", nargs="+", choices=SERIES, default=["ETTh1", "ETTh2"], help="series to download")
+    parser.add_argument("--input", metavar="PATH", nargs="+", help="local files instead, called ETTh1.csv and so on")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path(__file__).parent, help="where the folders go")
+    args = parser.parse_args(argv)
+
+    for path in args.input or []:
+        if Path(path).stem not in SERIES:
+            raise BadInput(f"{path}: the file's name must say which series it is: {', '.join(SERIES)}")
+    for source in args.input or args.names:
+        name = Path(source).stem
+        content = read_bytes(source) if args.input else download(URL.format(name))
+        write_series(args.out / name, name, content, source if args.input else URL.format(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Prompts for in-context regression: the random numbers, the tasks, the pool, the curriculum, the baselines."""

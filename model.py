@@ -1,0 +1,226 @@
+"""A transformer whose attention takes any scoring function of `structured/`, and its three heads.
+
+GPT predicts the next token, InContextRegressor the y of every x of a prompt, Forecaster the next hours of a series.
+Pre-norm blocks, MLP of width 4 d_model with exact GELU, no biases unless asked for. Parameters state their role for
+maximal update parametrization; `training/mup.py` initialises them. Geometry is computed, never stored in a checkpoint.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from structured import BadInput, ScoringConfig, build_scoring
+from structured.layers import BlockDiagonal, Linear
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The trunk that all heads share. `scoring` holds the widths, the heads, block_size and the scoring function."""
+
+    scoring: ScoringConfig
+    n_layer: int
+    dropout: float = 0.0
+    bias: bool = False
+
+    def __post_init__(self):
+        kinds = self.scoring.layer_kinds
+        if self.n_layer < 1:
+            raise BadInput(f"n_layer is {self.n_layer}, it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise BadInput(f"dropout is {self.dropout}, it must be at least 0 and below 1")
+        if self.scoring.structure == "low_rank_with_sequential_gswa" and len(kinds) != self.n_layer:
+            raise BadInput(f"sequential_GSWA_layer_list names {len(kinds)} layers {kinds}, the model has n_layer = {self.n_layer}")
+
+
+class Compute(NamedTuple):
+    """Multiply-adds of one forward pass over one sequence of T tokens (DESIGN 7).
+
+    macs: everything; non_emb: without embeddings and output head; paper: the paper's own axis.
+    """
+
+    macs: int
+    non_emb: int
+    paper: int
+
+
+class Attention(nn.Module):
+    """Values in, a scoring function, output projection: the same for every structure."""
+
+    def __init__(self, cfg, layer):
+        super().__init__()
+        s = cfg.scoring
+        self.d_head = s.d_head
+        self.scoring = build_scoring(s, layer)
+        self.value = Linear(s.d_model, s.kv_heads * s.d_head, role="hidden", bias=cfg.bias)
+        self.c_proj = Linear(s.d_model, s.d_model, role="output", bias=cfg.bias)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x):
+        v = self.value(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, G, T, d_head)
+        y = self.scoring(x, v)  # (B, H, T, d_head)
+        return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        d_model = cfg.scoring.d_model
+        self.c_fc = Linear(d_model, 4 * d_model, role="hidden", bias=cfg.bias)
+        self.c_proj = Linear(4 * d_model, d_model, role="output", bias=cfg.bias)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, cfg, layer):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
+        self.attn = Attention(cfg, layer)
+        self.ln_2 = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
+        self.mlp = MLP(cfg)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors: role "embedding"."""
+
+    role = "embedding"
+    fan_in = 1
+
+
+class Trunk(nn.Module):
+    """Adds position embeddings to (B, T, d_model), runs the blocks and the last LayerNorm."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.wpe = Embedding(cfg.scoring.block_size, cfg.scoring.d_model)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.h = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
+        self.ln_f = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
+
+    def forward(self, x):
+        T, longest = x.shape[1], self.cfg.scoring.block_size
+        if longest < T:
+            raise BadInput(f"a sequence of {T} tokens does not fit block_size = {longest}")
+        x = self.dropout(x + self.wpe.weight[:T])
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+    def macs(self, T):
+        """(executed, paper) multiply-adds of one sequence of T tokens; the paper adds 5 per LayerNorm element."""
+        linear = T * sum(m.macs for m in self.modules() if isinstance(m, Linear | BlockDiagonal))
+        costs = [block.attn.scoring.cost(T) for block in self.h]
+        norms = sum(c.norm_elements for c in costs) + T * self.cfg.scoring.d_model * (2 * len(self.h) + 1)
+        return linear + sum(c.executed for c in costs), linear + sum(c.paper for c in costs) + 5 * norms
+
+
+class Head(nn.Module):
+    """What the three models share: the trunk and the counting of parameters."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.trunk = Trunk(cfg)
+
+    @property
+    def block_size(self):
+        return self.trunk.cfg.scoring.block_size
+
+    def num_params(self):
+        """(total, without embeddings and output head)."""
+        return sum(p.numel() for p in self.parameters()), sum(p.numel() for p in self.trunk.parameters()) - self.trunk.wpe.weight.numel()
+
+
+class GPT(Head):
+    """Language model: token ids (B, T) -> logits (B, T, vocab_size), and the loss in nats per token given targets."""
+
+    def __init__(self, cfg, vocab_size):
+        super().__init__(cfg)
+        self.wte = Embedding(vocab_size, cfg.scoring.d_model)
+        self.lm_head = Linear(cfg.scoring.d_model, vocab_size, role="output")
+
+    def forward(self, idx, targets=None):
+        x = self.trunk(self.wte(idx))
+        if targets is None:
+            return self.lm_head(x)
+        logits = self.lm_head(x)
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def compute(self, T):
+        executed, paper = self.trunk.macs(T)
+        return Compute(executed + T * self.lm_head.macs, executed, paper)
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, generator=None):
+        """Append max_new_tokens to idx (B, T), one at a time; temperature 0 takes the likeliest token.
+
+        The context is cropped to the last block_size tokens. Recomputes the prefix at every token.
+        """
+        for _ in range(max_new_tokens):
+            logits = self(idx[:, -self.block_size :])[:, -1].float()
+            if temperature == 0:
+                token = logits.argmax(-1, keepdim=True)
+            else:
+                logits = logits / temperature
+                if top_k is not None:
+                    least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                    logits = logits.masked_fill(logits < least, float("-inf"))
+                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            idx = torch.cat([idx, token], 1)
+        return idx
+
+
+class InContextRegressor(Head):
+    """In-context regression: tokens x_1, y_1, x_2, y_2, ... (B, 2 points, n_dims) -> predictions of y (B, points).
+
+    The prediction of y_i is read off the token of x_i, which sees the i - 1 examples before it.
+    """
+
+    def __init__(self, cfg, n_dims):
+        super().__init__(cfg)
+        d_model = cfg.scoring.d_model
+        self.read_in = Linear(n_dims, d_model, role="embedding", bias=True)
+        self.read_out = Linear(d_model, 1, role="output", bias=True)
+
+    def forward(self, tokens):
+        return self.read_out(self.trunk(self.read_in(tokens))[:, ::2]).squeeze(-1)
+
+    def compute(self, T):
+        executed, paper = self.trunk.macs(T)
+        ends = T * self.read_in.macs
+        return Compute(executed + ends + T // 2 * self.read_out.macs, executed, paper + ends + T * self.read_out.macs)
+
+
+class Forecaster(Head):
+    """Time series: the past (B, block_size, n_channels) -> the future (B, horizon, n_channels), both standardised.
+
+    An encoder over time steps (build it with causal=False), then one linear map over time and one over features.
+    """
+
+    def __init__(self, cfg, n_channels, horizon):
+        super().__init__(cfg)
+        d_model = cfg.scoring.d_model
+        self.read_in = Linear(n_channels, d_model, role="embedding", bias=True)
+        self.time = Linear(cfg.scoring.block_size, horizon, role="hidden", bias=True)
+        self.read_out = Linear(d_model, n_channels, role="output", bias=True)
+
+    def forward(self, past):
+        if past.shape[1] != self.block_size:
+            raise BadInput(f"the past has {past.shape[1]} steps, the model reads {self.block_size}")
+        x = self.trunk(self.read_in(past))  # (B, block_size, d_model)
+        return self.read_out(self.time(x.mT).mT)
+
+    def compute(self, T):
+        executed, paper = self.trunk.macs(T)
+        time = self.time.macs * self.read_in.out_features
+        ends = T * self.read_in.macs + time + self.time.out_features * self.read_out.macs
+        return Compute(executed + ends, executed, paper + ends)

@@ -1,0 +1,172 @@
+"""Attention with structured scores, as functions of queries, keys and values (DESIGN 2 and 3).
+
+Shapes: q (B, H, T, r), k (B, G, T, r), v (B, G, T, d) -> (B, H, T, d). G divides H; with G < H every group of H / G
+query heads shares a key/value head (grouped-query attention). `link` is "softmax" or "identity" (masked scores used as
+they are); `dropout` is the probability of dropping a weight. `causal=False` lets every position see both sides.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from structured.errors import BadInput
+
+LINKS = ("softmax", "identity")
+WEIGHTINGS = ("none", "levels", "shared")
+
+
+def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0.0):
+    """Standard attention: scores q_i . k_j * scale (scale = 8/r in µP, 1/sqrt(r) in the standard parametrization)."""
+    _check(q, k, v, link)
+    if link == "softmax":
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
+        )
+    k, v = _one_per_head(q, k, v)
+    return mix(low_rank_scores(q, k, scale), v, visible(q, causal), link=link, dropout=dropout)
+
+
+def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dropout=0.0):
+    """Sliding-window attention: only keys i - window <= j <= i, so window + 1 of them; both sides if not causal."""
+    _check(q, k, v, link)
+    if window < 0:
+        raise BadInput(f"window {window}: the window reaches 0 or more positions back")
+    near = visible(q, causal, window)
+    if link == "softmax":
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=near, scale=scale, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
+        )
+    k, v = _one_per_head(q, k, v)
+    return mix(low_rank_scores(q, k, scale), v, near, link=link, dropout=dropout)
+
+
+def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="softmax", dropout=0.0):
+    """Global + sliding-window attention: the first ranks[0] features meet everywhere, the other ranks[1] in a window.
+
+    Each part has its own softmax; the two weight matrices are added, so rows sum to 2, as in the original. `scales`
+    are those of the two parts, 8/rank by default.
+    """
+    _check(q, k, v, link)
+    check_ranks(ranks, q.shape[-1])
+    if len(ranks) != 2 or min(ranks) < 1:
+        raise BadInput(f"GSWA takes two ranks of at least 1, global|window, not {tuple(ranks)}")
+    (q_far, q_near), (k_far, k_near) = q.split(ranks, -1), k.split(ranks, -1)
+    far, near = scales or (8 / ranks[0], 8 / ranks[1])
+    options = dict(causal=causal, link=link, dropout=dropout)
+    everywhere = attention(q_far, k_far, v, scale=far, **options)
+    return everywhere + window_attention(q_near, k_near, v, window, scale=near, **options)
+
+
+def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0.0):
+    """MLR attention: level l scores pairs in the same block of block_sizes[l] positions with ranks[l] features.
+
+    weighting: "none", "levels" (scores times 1/L) or "shared" (times 1/(number of levels the pair shares)). Block
+    sizes need not halve, divide T or nest. Raises BadInput where ranks do not add up to the width of q.
+    """
+    _check(q, k, v, link)
+    k, v = _one_per_head(q, k, v)
+    scores = mlr_scores(q, k, ranks, block_sizes, weighting)
+    return mix(scores, v, visible(q, causal), link=link, dropout=dropout)
+
+
+def low_rank_scores(q, k, scale):
+    """q_i . k_j * scale: (B, H, T, r) twice -> (B, H, T, T), not masked."""
+    return q @ k.mT * scale
+
+
+def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
+    """Scores of a multi-level low-rank matrix (DESIGN 3): coarse levels see far, fine levels see near.
+
+    q, k: (B, H, T, sum(ranks)) -> (B, H, T, T), not masked. A pair that shares no level scores 0.
+    """
+    check_ranks(ranks, q.shape[-1])
+    if len(block_sizes) != len(ranks):
+        raise BadInput(f"{len(block_sizes)} block sizes for {len(ranks)} ranks: {tuple(block_sizes)}, {tuple(ranks)}")
+    if min(block_sizes) < 1:
+        raise BadInput(f"block sizes {tuple(block_sizes)}: a block is at least 1 long")
+    if weighting not in WEIGHTINGS:
+        raise BadInput(f"no level weighting '{weighting}', there are {', '.join(WEIGHTINGS)}")
+    B, H, T, _ = q.shape
+    scores = q.new_zeros(B, H, T, T)
+    for q_l, k_l, r, b in zip(q.split(ranks, -1), k.split(ranks, -1), ranks, block_sizes, strict=True):
+        if r:
+            _add_level(scores, q_l / r, k_l, min(b, T))
+    if weighting == "levels":
+        return scores / len(ranks)
+    if weighting == "shared":
+        return scores / shared_levels(T, block_sizes, q.device).clamp(min=1)
+    return scores
+
+
+def _add_level(scores, q, k, b):
+    """Add q_i . k_j to the scores of every pair in the same block of b positions; the last block may be shorter."""
+    n, T = scores.shape[-1] // b, scores.shape[-1]
+    whole, rest = slice(0, n * b), slice(n * b, T)
+    near = q[:, :, whole].unflatten(2, (n, b)) @ k[:, :, whole].unflatten(2, (n, b)).mT  # (B, H, n, b, b)
+    grid = scores[:, :, whole, whole].unflatten(3, (n, b)).unflatten(2, (n, b))  # (B, H, n, b, n, b)
+    grid.diagonal(dim1=2, dim2=4).add_(near.permute(0, 1, 3, 4, 2))
+    if n * b < T:
+        scores[:, :, rest, rest] += q[:, :, rest] @ k[:, :, rest].mT
+
+
+def shared_levels(T, block_sizes, device=None):
+    """How many levels every pair of positions shares, (T, T) integers."""
+    i = torch.arange(T, device=device)
+    return sum((i[:, None] // b == i // b).long() for b in block_sizes)
+
+
+def default_block_sizes(block_size, n_levels):
+    """block_size / 2^(l-1) for l = 1..n_levels: every level halves the one before."""
+    finest = 2 ** (n_levels - 1)
+    if block_size % finest:
+        near = max(finest, round(block_size / finest) * finest)
+        raise BadInput(
+            f"{n_levels} levels halve the sequence {n_levels - 1} times, so block_size must be a multiple of {finest}, "
+            f"not {block_size}; the nearest is {near}, or give the block sizes yourself"
+        )
+    return tuple(block_size // 2**level for level in range(n_levels))
+
+
+def visible(q, causal, window=None):
+    """Which keys j a query i may see, as a (T, T) mask of booleans; None where it may see all."""
+    if not causal and window is None:
+        return None
+    T = q.shape[2]
+    back = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)  # i - j
+    if window is None:
+        return back >= 0
+    return (back >= 0) & (back <= window) if causal else back.abs() <= window
+
+
+def mix(scores, v, mask, *, link="softmax", dropout=0.0):
+    """Weigh the values: scores (B, H, T, T), v (B, H, T, d), mask (T, T) or None -> (B, H, T, d)."""
+    if link == "softmax":
+        weights = scores.softmax(-1) if mask is None else scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    else:
+        weights = scores if mask is None else scores.masked_fill(~mask, 0)
+    return F.dropout(weights, dropout) @ v if dropout else weights @ v
+
+
+def check_ranks(ranks, width):
+    """Raise BadInput unless the ranks are whole numbers from 0 on that add up to the head width."""
+    if not ranks or min(ranks) < 0:
+        raise BadInput(f"ranks {tuple(ranks)}: give one whole number from 0 on for each level")
+    if sum(ranks) != width:
+        raise BadInput(f"ranks {tuple(ranks)} add up to {sum(ranks)}, the queries and keys of a head have {width} features")
+
+
+def _one_per_head(q, k, v):
+    """Repeat grouped keys and values so that every query head has its own."""
+    share = q.shape[1] // k.shape[1]
+    return (k, v) if share == 1 else (k.repeat_interleave(share, 1), v.repeat_interleave(share, 1))
+
+
+def _check(q, k, v, link):
+    """The shapes all functions here ask for."""
+    if q.ndim != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+        raise BadInput(
+            f"q, k, v are (B, H, T, r), (B, G, T, r), (B, G, T, d), not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if q.shape[1] % k.shape[1]:
+        raise BadInput(f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads")
+    if link not in LINKS:
+        raise BadInput(f"no link function '{link}', there are {', '.join(LINKS)}")

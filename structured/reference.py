@@ -1,0 +1,139 @@
+"""The definitions, as they read: plain dense twins of every scoring function, for float64 comparison.
+
+Nothing here is meant to be fast or to save memory, and nothing here calls the code that it judges. Shapes are those of
+`structured.attention`: q (B, H, T, r), k (B, G, T, r), v (B, G, T, d); x is (B, T, D). The functions of x take weights
+in the layout the modules store (their docstrings say which) and loop over heads, blocks and levels.
+"""
+
+import torch
+
+
+def positions(T):
+    """Row index i and column index j of a T x T matrix."""
+    return torch.arange(T)[:, None], torch.arange(T)[None, :]
+
+
+def weights(scores, allowed, link="softmax"):
+    """The link function over the allowed keys: softmax of each row, or the scores as they are."""
+    if link == "identity":
+        return torch.where(allowed, scores, 0)
+    numerator = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0)
+    return numerator / numerator.sum(-1, keepdim=True)
+
+
+def for_every_head(k, n_head):
+    """Key head g serves the query heads g * n_head / G up to (g + 1) * n_head / G - 1."""
+    return torch.stack([k[:, h * k.shape[1] // n_head] for h in range(n_head)], 1)
+
+
+def inner_products(q, k):
+    return torch.einsum("bhir,bhjr->bhij", q, for_every_head(k, q.shape[1]))
+
+
+def all_pairs(T, causal=True):
+    i, j = positions(T)
+    return (j <= i) if causal else (j == j) & (i == i)
+
+
+def window_pairs(T, window, causal=True):
+    i, j = positions(T)
+    return (i - window <= j) & (j <= (i if causal else i + window))
+
+
+def attention(q, k, v, *, scale, causal=True, link="softmax"):
+    """DESIGN 2, low_rank."""
+    w = weights(scale * inner_products(q, k), all_pairs(q.shape[2], causal), link)
+    return w @ for_every_head(v, q.shape[1])
+
+
+def window_attention(q, k, v, window, *, scale, causal=True, link="softmax"):
+    """DESIGN 2, low_rank_with_sliding_window."""
+    w = weights(scale * inner_products(q, k), window_pairs(q.shape[2], window, causal), link)
+    return w @ for_every_head(v, q.shape[1])
+
+
+def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="softmax"):
+    """DESIGN 2, low_rank_with_gswa: two weight matrices, added."""
+    a, b = ranks
+    T = q.shape[2]
+    far_scale, near_scale = scales or (8 / a, 8 / b)
+    far = weights(far_scale * inner_products(q[..., :a], k[..., :a]), all_pairs(T, causal), link)
+    near = weights(near_scale * inner_products(q[..., a:], k[..., a:]), window_pairs(T, window, causal), link)
+    return (far + near) @ for_every_head(v, q.shape[1])
+
+
+def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
+    """DESIGN 3: S_ij = c_ij * sum over the levels whose block i and j share of q_i^(l) . k_j^(l) / r_l."""
+    i, j = positions(q.shape[2])
+    scores, shared, first = 0, torch.zeros(q.shape[2], q.shape[2], dtype=torch.long), 0
+    for r, b in zip(ranks, block_sizes, strict=True):
+        meet = i // b == j // b
+        if r:
+            features = slice(first, first + r)
+            scores = scores + torch.where(meet, inner_products(q[..., features], k[..., features]) / r, 0)
+        shared = shared + meet
+        first += r
+    if weighting == "none":
+        return scores
+    return scores / (len(ranks) if weighting == "levels" else torch.where(shared == 0, 1, shared))
+
+
+def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax"):
+    scores = mlr_scores(q, k, ranks, block_sizes, weighting)
+    return weights(scores, all_pairs(q.shape[2], causal), link) @ for_every_head(v, q.shape[1])
+
+
+def layer_norm(x, gain, eps=1e-5):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * gain
+
+
+def capped(weight, d_in, d_out):
+    """DESIGN 4: W / max(1, rms(W) / cap)."""
+    cap = min(d_in, d_out) ** 0.5 / d_in
+    rms = (weight.pow(2).mean() + 1e-8) ** 0.5
+    return weight / torch.maximum(rms / cap, torch.ones_like(rms))
+
+
+def bilinear_mlr_scores(x, queries, keys, query_gains, key_gains, n_head, *, divide_by=1, mup=False):
+    """DESIGN 4. queries, keys: one weight a level, (p_l, D / p_l, n_head * r_l); gains: (r_l p_l,) a level."""
+    total = 0
+    for w_q, w_k, gain_q, gain_k in zip(queries, keys, query_gains, key_gains, strict=True):
+        p, chunk, out = w_q.shape
+        r = out // n_head
+        w_q, w_k = capped(w_q, chunk, out), capped(w_k, chunk, out)
+        scores = []
+        for h in range(n_head):
+
+            def side(w, gain, h=h, p=p, chunk=chunk, r=r):
+                parts = [x[..., c * chunk : (c + 1) * chunk] @ w[c][:, h * r : (h + 1) * r] for c in range(p)]
+                return layer_norm(torch.cat(parts, -1), gain)
+
+            scores.append(side(w_q, gain_q) @ side(w_k, gain_k).mT)
+        scale = (r * p) ** -0.5 * (8 * (r * p) ** -0.5 if mup else 1)
+        total = total + scale * torch.stack(scores, 1)
+    return total / divide_by
+
+
+def btt_dense(right, left, n_head, rank, cap=False):
+    """The dense matrices (n_head, n_out, n_in) of a BTT from right (c, d, n_head * b * s), left (n_head * b, c * s, a)."""
+    (c, d, _), (hb, _, a), s = right.shape, left.shape, rank
+    b = hb // n_head
+    if cap:
+        right, left = capped(right, d, n_head * b * s), capped(left, c * s, a)
+    M = right.new_zeros(n_head, a * b, c * d)
+    right = right.view(c, d, n_head, b, s)
+    left = left.view(n_head, b, c, s, a)
+    for h in range(n_head):
+        for i in range(a):
+            for j in range(b):
+                for k in range(c):  # M[i b + j, k d + .] = sum_s L_j[k s, i] R_k[., j s]
+                    M[h, i * b + j, k * d : (k + 1) * d] = (right[k, :, h, j] * left[h, j, k, :, i]).sum(-1)
+    return M
+
+
+def bilinear_scores(x, M, gain, *, mup=False):
+    """Bilinear BTT and MLBTC: x_i . LayerNorm(M_h x_j) / sqrt(D), or / D. M: (n_head, D, D)."""
+    D = x.shape[-1]
+    heads = [x @ layer_norm(x @ M_h.T, gain).mT for M_h in M]
+    return torch.stack(heads, 1) * (1 / D if mup else D**-0.5)

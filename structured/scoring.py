@@ -1,0 +1,378 @@
+"""The scoring functions as modules: a variant makes queries and keys of x and says how they meet, nothing else.
+
+`forward(x, v)` takes x (B, T, d_model), the output of the block's first LayerNorm, and values v (B, G, T, d_head), and
+gives the mixed values (B, n_head, T, d_head). Projecting values and output is the caller's (model.Attention).
+Each class also counts what it costs; see `Cost`. STRUCTURES names them as the command line does.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from structured import flops
+from structured.attention import (
+    LINKS,
+    WEIGHTINGS,
+    attention,
+    check_ranks,
+    default_block_sizes,
+    gswa_attention,
+    mlr_attention,
+    window_attention,
+)
+from structured.errors import BadInput
+from structured.layers import BlockDiagonal, Linear
+from structured.mlbtc import FAMILIES, MLBTC, level, split_near_sqrt
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """What a layer's scoring function is. Only the fields of the chosen `structure` matter.
+
+    d_qk_head is the width of a head's queries and keys, d_head that of its values. scale_sp selects 1/sqrt(width)
+    instead of the µP scale 8/width for standard attention and the window variants; scale_mup multiplies bilinear MLR's
+    scores by a further 8/sqrt(width) and makes bilinear BTT's and MLBTC's scale 1/d_model instead of 1/sqrt(d_model).
+    """
+
+    structure: str
+    d_model: int
+    n_head: int
+    block_size: int
+    n_kv_head: int | None = None
+    d_qk_head: int | None = None
+    causal: bool = True
+    link: str = "softmax"
+    qk_norm: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+    scale_sp: bool = False
+    scale_mup: bool = False
+    ranks: tuple[int, ...] = ()
+    block_sizes: tuple[int, ...] | None = None
+    weighting: str = "none"
+    window: int = 0
+    gswa_ranks: tuple[int, ...] = ()
+    layer_kinds: tuple[str, ...] = ()
+    btt_rank: int = 1
+    mlbtc_family: str = "btt"
+    mlbtc_levels: tuple[tuple, ...] = ()
+    mlbtc_rank: int = 1
+    mlbtc_blocks: int = 1
+
+    def __post_init__(self):
+        if self.structure not in STRUCTURES:
+            raise BadInput(f"no token_mixing_struct '{self.structure}', there are {', '.join(STRUCTURES)}")
+        if self.link not in LINKS:
+            raise BadInput(f"no link_function '{self.link}', there are {', '.join(LINKS)}")
+        if self.weighting not in WEIGHTINGS:
+            raise BadInput(f"no level weighting '{self.weighting}', there are {', '.join(WEIGHTINGS)}")
+        for name in ("d_model", "n_head", "block_size", "qk_width", "kv_heads"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.d_model % self.n_head:
+            raise BadInput(f"d_model {self.d_model} is not a multiple of n_head {self.n_head}")
+        if self.n_head % self.kv_heads:
+            raise BadInput(f"n_kv_head {self.kv_heads} does not divide n_head {self.n_head}")
+        STRUCTURES[self.structure].check(self)
+
+    @property
+    def d_head(self):
+        return self.d_model // self.n_head
+
+    @property
+    def qk_width(self):
+        return self.d_qk_head or self.d_head
+
+    @property
+    def kv_heads(self):
+        return self.n_kv_head or self.n_head
+
+
+class Cost(NamedTuple):
+    """Multiply-adds of a scoring function for one sequence, all heads: scores and value product, without the linears.
+
+    executed: this project's convention (DESIGN 7). paper: the paper's. norm_elements: numbers its LayerNorms read.
+    """
+
+    executed: int
+    paper: int
+    norm_elements: int
+
+
+class ProjectedScoring(nn.Module):
+    """Queries and keys by linear projection, normed per head. The variants below differ in how the two meet."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.qk_width
+        self.query = Linear(cfg.d_model, cfg.n_head * width, role="hidden", bias=cfg.bias)
+        self.key = Linear(cfg.d_model, cfg.kv_heads * width, role="hidden", bias=cfg.bias)
+        self.query_norm = nn.LayerNorm(width, bias=False) if cfg.qk_norm else nn.Identity()
+        self.key_norm = nn.LayerNorm(width, bias=False) if cfg.qk_norm else nn.Identity()
+
+    @staticmethod
+    def check(cfg):
+        """Raise BadInput for a configuration this structure cannot be."""
+
+    def forward(self, x, v):
+        width = self.cfg.qk_width
+        q = self.query_norm(self.query(x).unflatten(-1, (-1, width)).transpose(1, 2))  # (B, H, T, width)
+        k = self.key_norm(self.key(x).unflatten(-1, (-1, width)).transpose(1, 2))  # (B, G, T, width)
+        return self.attend(q, k, v)
+
+    def options(self):
+        cfg = self.cfg
+        return dict(causal=cfg.causal, link=cfg.link, dropout=cfg.dropout if self.training else 0.0)
+
+    def scale(self, width):
+        """The constant in front of q . k: 8/width in µP, 1/sqrt(width) in the standard parametrization."""
+        return width**-0.5 if self.cfg.scale_sp else 8 / width
+
+    def cost(self, T):
+        cfg = self.cfg
+        norms = T * cfg.qk_width * (cfg.n_head + cfg.kv_heads) if cfg.qk_norm else 0
+        executed, paper = self.head_macs(T)
+        return Cost(cfg.n_head * executed, cfg.n_head * paper, norms)
+
+
+class LowRankScoring(ProjectedScoring):
+    """Standard attention: every pair meets with the full head width."""
+
+    def attend(self, q, k, v):
+        return attention(q, k, v, scale=self.scale(self.cfg.qk_width), **self.options())
+
+    def head_macs(self, T):
+        both = flops.dense_macs(T, self.cfg.qk_width + self.cfg.d_head)
+        return both, both
+
+
+class WindowScoring(ProjectedScoring):
+    """Standard attention to the last window + 1 positions."""
+
+    @staticmethod
+    def check(cfg):
+        if cfg.window < 1:
+            raise BadInput(f"sliding_block_size is {cfg.window}, it must be at least 1")
+
+    def attend(self, q, k, v):
+        return window_attention(q, k, v, self.cfg.window, scale=self.scale(self.cfg.qk_width), **self.options())
+
+    def head_macs(self, T):
+        cfg = self.cfg
+        executed = flops.window_pairs(T, cfg.window, cfg.causal) * (cfg.qk_width + cfg.d_head)
+        return executed, flops.paper_window_pairs(T, cfg.window) * cfg.qk_width + flops.dense_macs(T, cfg.d_head)
+
+
+class GSWAScoring(ProjectedScoring):
+    """Some features meet everywhere, the rest in a window; the two weight matrices are added."""
+
+    @staticmethod
+    def check(cfg):
+        WindowScoring.check(cfg)
+        check_ranks(cfg.gswa_ranks, cfg.qk_width)
+        if len(cfg.gswa_ranks) != 2 or min(cfg.gswa_ranks) < 1:
+            raise BadInput(f"gswa_rank_list takes two ranks of at least 1, global|window, not {cfg.gswa_ranks}")
+
+    def attend(self, q, k, v):
+        ranks = self.cfg.gswa_ranks
+        scales = tuple(self.scale(r) for r in ranks)
+        return gswa_attention(q, k, v, ranks, self.cfg.window, scales=scales, **self.options())
+
+    def head_macs(self, T):
+        cfg = self.cfg
+        far, near = cfg.gswa_ranks
+        window = flops.window_pairs(T, cfg.window, cfg.causal)
+        executed = flops.dense_macs(T, far + cfg.d_head) + window * (near + cfg.d_head)
+        return executed, flops.dense_macs(T, far + cfg.d_head) + flops.paper_window_pairs(T, cfg.window) * near
+
+
+class MLRScoring(ProjectedScoring):
+    """MLR attention: the score matrix itself is multi-level low rank over positions (DESIGN 3)."""
+
+    @staticmethod
+    def check(cfg):
+        check_ranks(cfg.ranks, cfg.qk_width)
+        if cfg.block_sizes is None:
+            default_block_sizes(cfg.block_size, len(cfg.ranks))
+            return
+        if len(cfg.block_sizes) != len(cfg.ranks):
+            raise BadInput(
+                f"mlr_block_size_list names {len(cfg.block_sizes)} levels {cfg.block_sizes}, "
+                f"mlr_rank_list {len(cfg.ranks)} {cfg.ranks}"
+            )
+        for b in cfg.block_sizes:
+            if not 1 <= b <= cfg.block_size:
+                raise BadInput(f"mlr_block_size_list has a block of {b}; blocks are 1 to block_size = {cfg.block_size} long")
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.block_sizes = cfg.block_sizes or default_block_sizes(cfg.block_size, len(cfg.ranks))
+
+    def attend(self, q, k, v):
+        cfg = self.cfg
+        return mlr_attention(q, k, v, cfg.ranks, self.block_sizes, weighting=cfg.weighting, **self.options())
+
+    def head_macs(self, T):
+        both = flops.mlr_score_macs(T, self.cfg.ranks, self.block_sizes) + flops.dense_macs(T, self.cfg.d_head)
+        return both, both
+
+
+class BilinearScoring(nn.Module):
+    """x^T M_h x' with a structured M_h: `queries_and_keys` gives the two sides, which meet as in standard attention."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(self, x, v):
+        q, k, scale = self.queries_and_keys(x)
+        dropout = self.cfg.dropout if self.training else 0.0
+        return attention(q, k, v, scale=scale, causal=self.cfg.causal, link=self.cfg.link, dropout=dropout)
+
+
+def _no_grouped_heads(cfg):
+    if cfg.kv_heads != cfg.n_head:
+        raise BadInput(f"{cfg.structure} has no grouped-query form: n_kv_head {cfg.kv_heads} must be n_head {cfg.n_head}")
+
+
+class BilinearMLRScoring(BilinearScoring):
+    """M is multi-level low rank over the features: level l cuts x into 2^(l-1) chunks, each with its own projections.
+
+    The scores of all levels are one inner product of concatenated features, the levels' scales folded into the queries.
+    """
+
+    @staticmethod
+    def check(cfg):
+        _no_grouped_heads(cfg)
+        check_ranks(cfg.ranks, cfg.qk_width)
+        chunks = 2 ** (len(cfg.ranks) - 1)
+        if cfg.d_model % chunks:
+            raise BadInput(f"{len(cfg.ranks)} levels cut d_model {cfg.d_model} into {chunks} chunks, which do not divide it")
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.query, self.key, self.query_norm, self.key_norm = (nn.ModuleList() for _ in range(4))
+        self.widths, self.scales = [], []
+        for i, r in enumerate(cfg.ranks):
+            if not r:
+                continue
+            chunks, width = 2**i, r * 2**i
+            for side in (self.query, self.key):
+                side.append(BlockDiagonal(chunks, cfg.d_model // chunks, r, n_head=cfg.n_head, norm_cap=True))
+            for norm in (self.query_norm, self.key_norm):
+                norm.append(nn.LayerNorm(width, bias=False))
+            levels = len(cfg.ranks) if cfg.weighting == "levels" else 1
+            self.widths.append(width)
+            self.scales.append(width**-0.5 * (8 * width**-0.5 if cfg.scale_mup else 1) / levels)
+
+    def queries_and_keys(self, x):
+        def side(projections, norms, scales):
+            features = [
+                norm(project(x.flatten(0, 1)).flatten(2)) * scale  # (B T, H, chunks * r)
+                for project, norm, scale in zip(projections, norms, scales, strict=True)
+            ]
+            return torch.cat(features, -1).unflatten(0, x.shape[:2]).transpose(1, 2)
+
+        q = side(self.query, self.query_norm, self.scales)
+        return q, side(self.key, self.key_norm, [1.0] * len(self.scales)), 1.0
+
+    def cost(self, T):
+        heads, width = self.cfg.n_head, sum(self.widths)
+        both = heads * flops.dense_macs(T, width + self.cfg.d_head)
+        return Cost(both, both, 2 * T * heads * width)
+
+
+class BilinearMLBTCScoring(BilinearScoring):
+    """M is any member of the MLBTC family, one a head: scores x_i . LayerNorm(M_h x_j); x is the query of all heads."""
+
+    @staticmethod
+    def check(cfg):
+        _no_grouped_heads(cfg)
+        with torch.device("meta"):
+            BilinearMLBTCScoring.matrix(cfg)
+
+    @staticmethod
+    def matrix(cfg):
+        """The heads' matrices, by explicit levels or by the name of a family."""
+        D, options = cfg.d_model, dict(n_head=cfg.n_head, norm_cap=True)
+        if cfg.mlbtc_levels:
+            return MLBTC(D, D, [level(D, D, *spec) for spec in cfg.mlbtc_levels], **options)
+        if cfg.mlbtc_family not in FAMILIES:
+            raise BadInput(f"no mlbtc_family '{cfg.mlbtc_family}', there are {', '.join(FAMILIES)}")
+        sizes = {
+            "dense": (D, D), "low_rank": (D, D, cfg.mlbtc_rank),
+            "block_low_rank": (D, D, cfg.mlbtc_blocks, cfg.mlbtc_rank), "mlr": (D, D, cfg.ranks),
+            "btt": (D, D, cfg.btt_rank), "monarch": (D,), "butterfly": (D,),
+            "kronecker": ((split_near_sqrt(D)[0],) * 2, (split_near_sqrt(D)[1],) * 2),
+        }  # fmt: skip
+        return FAMILIES[cfg.mlbtc_family](*sizes[cfg.mlbtc_family], **options)
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.key = self.matrix(cfg)
+        self.key_norm = nn.LayerNorm(cfg.d_model, bias=False)
+
+    def queries_and_keys(self, x):
+        D = self.cfg.d_model
+        k = self.key_norm(self.key(x)).transpose(1, 2)  # (B, H, T, D)
+        q = x.unsqueeze(1).expand_as(k)
+        return q, k, 1 / D if self.cfg.scale_mup else D**-0.5
+
+    def cost(self, T):
+        heads, D = self.cfg.n_head, self.cfg.d_model
+        both = heads * flops.dense_macs(T, D + self.cfg.d_head)
+        return Cost(both, both, T * heads * D)
+
+
+class BilinearBTTScoring(BilinearMLBTCScoring):
+    """M is a Block Tensor-Train: full rank at 2 D^1.5 s numbers a head (DESIGN 4)."""
+
+    @staticmethod
+    def check(cfg):
+        _no_grouped_heads(cfg)
+        if cfg.btt_rank < 1:
+            raise BadInput(f"btt_tt_rank is {cfg.btt_rank}, it must be at least 1")
+
+    @staticmethod
+    def matrix(cfg):
+        return FAMILIES["btt"](cfg.d_model, cfg.d_model, cfg.btt_rank, n_head=cfg.n_head, norm_cap=True)
+
+
+class SequentialGSWAScoring:
+    """Standard attention in some layers, sliding-window attention in the others, as `layer_kinds` says."""
+
+    KINDS = {"MHA": LowRankScoring, "SWA": WindowScoring}
+
+    @classmethod
+    def check(cls, cfg):
+        if not cfg.layer_kinds:
+            raise BadInput("sequential_GSWA_layer_list is empty; give one of MHA, SWA for each layer")
+        for kind in cfg.layer_kinds:
+            if kind not in cls.KINDS:
+                raise BadInput(f"sequential_GSWA_layer_list has '{kind}', there are {', '.join(cls.KINDS)}")
+        if "SWA" in cfg.layer_kinds:
+            WindowScoring.check(cfg)
+
+
+STRUCTURES = {
+    "low_rank": LowRankScoring,
+    "low_rank_with_sliding_window": WindowScoring,
+    "low_rank_with_gswa": GSWAScoring,
+    "low_rank_with_sequential_gswa": SequentialGSWAScoring,
+    "multi_level_low_rank": MLRScoring,
+    "bilinear_MLR": BilinearMLRScoring,
+    "bilinear_BTT": BilinearBTTScoring,
+    "bilinear_MLBTC": BilinearMLBTCScoring,
+}
+
+
+def build_scoring(cfg, layer=0):
+    """The scoring module of one layer."""
+    if cfg.structure == "low_rank_with_sequential_gswa":
+        if layer >= len(cfg.layer_kinds):
+            raise BadInput(f"sequential_GSWA_layer_list has {len(cfg.layer_kinds)} entries, the model has more layers")
+        return SequentialGSWAScoring.KINDS[cfg.layer_kinds[layer]](cfg)
+    return STRUCTURES[cfg.structure](cfg)

@@ -1,0 +1,120 @@
+"""Train a language model, of characters or of BPE tokens, with any scoring function.
+
+    python train.py config/struct_configs/tiny_mlr.py
+    python train.py config/struct_configs/train_struct_gpt2.py --d_model=256 --token_mixing_struct=multi_level_low_rank
+
+From top to bottom: the settings, where batches come from, what a loss and an evaluation are. The loop is training/loop.py.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from data.corpus import load_corpus
+from model import GPT
+from training.configurator import configure, setting
+from training.errors import command
+from training.loop import Experiment
+from training.schedule import lr_factor
+from training.settings import RunSettings, StructureSettings
+
+TRAIN, VAL = 0, 1  # streams of the batch sampler
+
+
+@dataclass
+class Settings(RunSettings, StructureSettings):
+    """Train a language model. Config files and flags, the later one winning."""
+
+    dataset: str = setting("openwebtext_small", "folder in data_dir that holds train.bin, val.bin and meta.json")
+    data_dir: str = setting("data", "where the prepared datasets are", free=True)
+    batch_size: int = setting(4, "sequences in a micro-batch")
+    gradient_accumulation_steps: int = setting(8, "micro-batches in a step")
+    max_iters: int = setting(100_000, "steps", free=True)
+    init_lr: float = setting(3e-3, "peak learning rate at fan-in 768; other widths follow by µP")
+    warmup_iters: int = setting(2_000, "steps of linear warm-up")
+    decay_lr: bool = setting(False, "cosine decay after the warm-up; otherwise constant")
+    lr_decay_iters: int = setting(100_000, "step at which a decaying rate reaches min_lr")
+    min_lr: float = setting(0.0, "rate at which the decay ends")
+    eval_interval: int = setting(1_000, "steps between two evaluations, each followed by a checkpoint", free=True)
+    eval_iters: int = setting(200, "validation batches in an evaluation, the same ones every time", free=True)
+    eval_only: bool = setting(False, "evaluate once, print the loss and stop; nothing is written", free=True)
+    always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best so far", free=True)
+
+    ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")  # nanoGPT's names
+    AT_LEAST: ClassVar[dict] = dict(
+        batch_size=1, gradient_accumulation_steps=1, max_iters=0, eval_interval=1, eval_iters=1, warmup_iters=0, block_size=1
+    )
+
+
+class LanguageModelling(Experiment):
+    """Next-token prediction; losses in nats per token."""
+
+    def __init__(self, cfg):
+        model_cfg = cfg.model_config()
+        self.corpus = load_corpus(Path(cfg.data_dir) / cfg.dataset, cfg.block_size)
+        self.micro_batches = cfg.gradient_accumulation_steps
+        super().__init__(cfg, "train.py", lambda: GPT(model_cfg, self.corpus.vocab_size), cfg.init_lr)
+
+    def batch(self, tokens, stream, index):
+        """Random windows of block_size + 1 tokens as inputs and targets; a pure function of (seed, stream, index)."""
+        cfg = self.cfg
+        rng = np.random.Generator(np.random.Philox(key=cfg.seed, counter=[0, 0, stream, index]))
+        starts = rng.integers(len(tokens) - cfg.block_size, size=cfg.batch_size)
+        windows = tokens[starts[:, None] + np.arange(cfg.block_size + 1)]
+        windows = torch.from_numpy(windows.astype(np.int64))
+        if self.device.type == "cuda":
+            windows = windows.pin_memory()
+        windows = windows.to(self.device, non_blocking=True)
+        return windows[:, :-1], windows[:, 1:]
+
+    def loss(self, step, micro):
+        inputs, targets = self.batch(self.corpus.train, TRAIN, step * self.micro_batches + micro)
+        return {"train/loss": self.network(inputs, targets)[1]}
+
+    def evaluate(self):
+        total = 0.0
+        for index in range(self.cfg.eval_iters):
+            with self.context():
+                total += self.network(*self.batch(self.corpus.val, VAL, index))[1].item()
+        return {"val/loss": total / self.cfg.eval_iters}
+
+    def headline(self, metrics):
+        return f"val loss {metrics['val/loss']:.4f}", metrics["val/loss"]
+
+    def summary(self, means):
+        return means
+
+    def lr_factor(self, step):
+        cfg = self.cfg
+        floor = cfg.min_lr / cfg.init_lr if cfg.decay_lr else 1.0
+        return lr_factor(step, cfg.warmup_iters, cfg.lr_decay_iters, floor)
+
+    def step_cost(self, step):
+        cfg, cost = self.cfg, self.model.compute(self.cfg.block_size)
+        n = cfg.batch_size * cfg.gradient_accumulation_steps
+        return Counter(
+            tokens=n * cfg.block_size, compute=6 * n * cost.macs, non_emb_compute=6 * n * cost.non_emb, paper_compute=n * cost.paper
+        )
+
+    def state(self):
+        return dict(super().state(), corpus=self.corpus.meta)  # sample.py decodes with it
+
+
+@command
+def main(argv=None):
+    cfg = configure(Settings, argv)
+    experiment = LanguageModelling(cfg)
+    if cfg.eval_only:
+        experiment.model.eval()
+        with torch.no_grad():
+            print(f"step {experiment.step}: {experiment.headline(experiment.evaluate())[0]}")
+    else:
+        experiment.fit()
+
+
+if __name__ == "__main__":
+    main()

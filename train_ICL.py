@@ -1,0 +1,175 @@
+"""Train a transformer to regress in context, with any scoring function.
+
+    python train_ICL.py config/icl_configs/tiny_btt.py
+    python train_ICL.py config/icl_configs/paper.py --n_dims=16 --d_model=128 --token_mixing_struct=bilinear_BTT
+
+A prompt is x_1, y_1, x_2, y_2, ..; the model predicts every y_i from what came before it. From top to bottom: the
+settings, what a loss and an evaluation are. Prompts come from data/icl_regression, the loop is training/loop.py.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from data.icl_regression.baselines import baseline_errors
+from data.icl_regression.curriculum import Curriculum
+from data.icl_regression.sampler import evaluation_prompts, interleave, sample_prompts, training_examples
+from data.icl_regression.tasks import TASKS
+from model import InContextRegressor
+from training.configurator import configure, setting
+from training.errors import BadInput, command
+from training.loop import Experiment
+from training.schedule import lr_factor
+from training.settings import RunSettings, StructureSettings
+
+TASK_OPTIONS = {  # task: its own settings
+    "sparse_linear_regression": ("sparsity",),
+    "relu_2nn_regression": ("hidden",),
+    "decision_tree": ("depth",),
+}
+
+
+@dataclass
+class Settings(RunSettings, StructureSettings):
+    """Train a transformer on in-context regression. Config files and flags, the later one winning."""
+
+    n_dims: int = setting(16, "dimension d of x")
+    n_positions: int = setting(-1, "pairs in a prompt; -1: 2 n_dims")
+    block_size: int = setting(-1, "longest prompt, in tokens; -1: two for each pair")
+    d_model: int = setting(128, "model width")
+    n_head: int = setting(8, "number of heads; -1: d_model / d_head")
+    mlr_rank_list: str = setting("8|4|2|2", "rank of every level, coarse to fine; they add up to the head width")
+    training_task: str = setting("linear_regression", f"one of {', '.join(TASKS)}")
+    task_sparsity: int = setting(3, "non-zero coefficients of sparse_linear_regression")
+    task_hidden: int = setting(100, "hidden units of relu_2nn_regression")
+    task_depth: int = setting(4, "depth of decision_tree")
+    noise_std: float = setting(0.0, "standard deviation of the noise on y")
+    training_num_training_examples: int = setting(32_000_064, "size of the pool of training prompts")
+    batch_size: int = setting(64, "prompts in a step")
+    max_iters: int = setting(500_000, "steps")
+    training_learning_rate: float = setting(1e-3, "peak learning rate at fan-in 768; other widths follow by µP")
+    warmup_iters: int = setting(1_000, "steps of linear warm-up; constant after it")
+    training_curriculum_adaptive_inc: bool = setting(False, "grow dims and points to full size within 6% of the steps")
+    training_curriculum_dims_start: int = setting(-1, "dims at the start; -1: n_dims, no growth")
+    training_curriculum_dims_end: int = setting(-1, "dims at the end; -1: n_dims")
+    training_curriculum_dims_inc: int = setting(1, "dims added every interval")
+    training_curriculum_dims_interval: int = setting(2_000, "steps between two increases of dims")
+    training_curriculum_points_start: int = setting(-1, "pairs at the start; -1: n_positions, no growth")
+    training_curriculum_points_end: int = setting(-1, "pairs at the end; -1: n_positions")
+    training_curriculum_points_inc: int = setting(2, "pairs added every interval")
+    training_curriculum_points_interval: int = setting(2_000, "steps between two increases of pairs")
+    eval_interval: int = setting(2_500, "steps between two evaluations, each followed by a checkpoint", free=True)
+    eval_prompts: int = setting(3_200, "prompts in an evaluation, never seen in training, the same ones every time", free=True)
+    eval_batch_size: int = setting(64, "prompts the evaluation takes at a time; changes no result", free=True)
+    ridge_alpha: float = setting(0.1, "penalty of the ridge baseline")
+
+    ALIASES: ClassVar[dict] = dict(
+        training_train_steps="max_iters", training_batch_size="batch_size", learning_rate="training_learning_rate", n_embd="d_model"
+    )
+    AT_LEAST: ClassVar[dict] = dict(
+        n_dims=1, batch_size=1, max_iters=0, warmup_iters=0, eval_interval=1, eval_prompts=1, eval_batch_size=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.training_task not in TASKS:
+            raise BadInput(f"no task '{self.training_task}', there are {', '.join(TASKS)}")
+        if self.points < 1:
+            raise BadInput(f"n_positions is {self.n_positions}, a prompt has at least 1 pair")
+        if self.tokens < 2 * self.points:
+            raise BadInput(f"block_size {self.block_size} does not hold {self.points} pairs, two tokens each")
+
+    @property
+    def points(self):
+        return 2 * self.n_dims if self.n_positions == -1 else self.n_positions
+
+    @property
+    def tokens(self):
+        return 2 * self.points if self.block_size == -1 else self.block_size
+
+    def curriculum(self):
+        if self.training_curriculum_adaptive_inc:
+            return Curriculum.adaptive(self.n_dims, self.points, self.max_iters, self.training_curriculum_dims_interval)
+
+        def ramp(what, full):
+            def value(part):
+                return getattr(self, f"training_curriculum_{what}_{part}")
+
+            start, end = (full if value(part) == -1 else value(part) for part in ("start", "end"))
+            if end > full:
+                raise BadInput(f"training_curriculum_{what}_end is {end}, a prompt has {full} {what}")
+            return {f"{what}_start": start, f"{what}_end": end, f"{what}_inc": value("inc"), f"{what}_interval": value("interval")}
+
+        return Curriculum(**ramp("dims", self.n_dims), **ramp("points", self.points))
+
+    def task(self):
+        """The keywords that make prompts of this task."""
+        options = {name: getattr(self, f"task_{name}") for name in TASK_OPTIONS.get(self.training_task, ())}
+        return dict(task=self.training_task, n_dims=self.n_dims, noise_std=self.noise_std, **options)
+
+
+class InContextRegression(Experiment):
+    """Mean squared error over all positions of a prompt; predicting zero costs 1."""
+
+    def __init__(self, cfg):
+        self.curriculum, self.baselines = cfg.curriculum(), None
+        training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)  # refuses a small pool
+        model_cfg = cfg.model_config(block_size=cfg.tokens)
+        super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims), cfg.training_learning_rate)
+
+    def loss(self, step, micro):
+        cfg = self.cfg
+        dims, points = self.curriculum.at(step)
+        examples = training_examples(cfg.seed, step, cfg.batch_size, cfg.training_num_training_examples, self.device)
+        x, y = sample_prompts(seed=cfg.seed, examples=examples, n_points=points, dims=dims, **cfg.task())
+        error = (self.network(interleave(x, y)).float() - y).square().mean()
+        return {"overall_loss": error, "zero": y.square().mean()}
+
+    def summary(self, means):
+        dims, points = self.curriculum.at(self.step - 1)
+        loss = means["overall_loss"]
+        return dict(overall_loss=loss, excess_loss=loss / means["zero"], n_dims=dims, n_points=points)
+
+    def evaluate(self):
+        """Squared error by number of examples seen, at full size, on prompts that are not in the pool."""
+        cfg, prompts = self.cfg, []
+        total = torch.zeros(cfg.points, dtype=torch.float64, device=self.device)
+        for first in range(0, cfg.eval_prompts, cfg.eval_batch_size):
+            count = min(cfg.eval_batch_size, cfg.eval_prompts - first)
+            x, y = evaluation_prompts(first=first, count=count, n_points=cfg.points, device=self.device, **cfg.task())
+            with self.context():
+                total += (self.network(interleave(x, y)).double() - y).square().sum(0)
+            if self.baselines is None:
+                prompts.append((x, y))
+        if prompts:
+            x, y = (torch.cat(parts) for parts in zip(*prompts, strict=True))
+            self.baselines = {name: e.tolist() for name, e in baseline_errors(x, y, cfg.ridge_alpha).items()}
+        error = (total / cfg.eval_prompts).tolist()
+        return {"eval_pointwise/loss": error, "eval/last": error[-1], "baselines": self.baselines}
+
+    def headline(self, metrics):
+        last = {name: errors[-1] for name, errors in metrics["baselines"].items()}
+        words = f"error after {self.cfg.points - 1} examples {metrics['eval/last']:.4f}"
+        return f"{words} (zero {last['zero']:.3f}, least squares {last['least_squares']:.2g})", metrics["eval/last"]
+
+    def lr_factor(self, step):
+        return lr_factor(step, self.cfg.warmup_iters)
+
+    def step_cost(self, step):
+        """The paper charges a token of a shorter prompt what one of a full prompt costs (DESIGN 7)."""
+        B, T = self.cfg.batch_size, 2 * self.curriculum.at(step)[1]
+        cost, full = self.model.compute(T), self.model.compute(self.cfg.tokens)
+        return Counter(
+            tokens=B * T, compute=6 * B * cost.macs, non_emb_compute=6 * B * cost.non_emb, paper_compute=B * T * full.paper / self.cfg.tokens
+        )
+
+
+@command
+def main(argv=None):
+    InContextRegression(configure(Settings, argv)).fit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Settings: defaults in a dataclass, then config files, then --key=value flags, in the order they are given.
+
+A settings class is a dataclass whose fields are made with `setting(default, "one sentence")`. Config files are Python
+assignments, only deltas. Unknown names and wrong types stop at once and name the nearest right thing.
+"""
+
+import dataclasses
+import difflib
+import runpy
+import sys
+from ast import literal_eval
+from pathlib import Path
+from types import ModuleType
+from typing import get_type_hints
+
+from training.errors import BadInput
+
+
+def setting(default, text, *, free=False):
+    """A field of a settings class. A `free` setting does not change what is computed, so a resume may change it."""
+    return dataclasses.field(default=default, metadata=dict(help=text, free=free))
+
+
+def configure(cls, argv=None):
+    """Settings from the command line: config files and --key=value flags. --help prints all of them and exits."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "--help" in argv or "-h" in argv:
+        print(help_text(cls))
+        raise SystemExit(0)
+    hints, aliases, values = get_type_hints(cls), getattr(cls, "ALIASES", {}), {}
+    types = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+    def put(key, value, where):
+        key = aliases.get(key, key)
+        if key not in types:
+            near = difflib.get_close_matches(key, [*types, *aliases], n=1, cutoff=0.5)
+            raise BadInput(f"{where}: no setting '{key}'" + (f", did you mean '{near[0]}'?" if near else ""))
+        want = types[key]
+        if want is float and type(value) is int:
+            value = float(value)
+        if type(value) is not want:
+            raise BadInput(f"{where}: {key} takes {want.__name__}, got {value!r}")
+        values[key] = value
+
+    for arg in argv:
+        if arg.startswith("--"):
+            key, equals, text = arg[2:].partition("=")
+            if not equals:
+                raise BadInput(f"{arg}: settings are given as --key=value")
+            put(key, text if types.get(aliases.get(key, key)) is str else _parse(text), arg)
+        else:
+            for key, value in _run_config(arg).items():
+                put(key, value, arg)
+    return cls(**values)
+
+
+def help_text(cls):
+    """Every setting with its type, default and sentence."""
+    width = max(len(f.name) for f in dataclasses.fields(cls))
+    rows = [
+        f"  --{f.name:<{width}}  {f.type if isinstance(f.type, str) else f.type.__name__:<5}  {f.metadata['help']} [{f.default!r}]"
+        for f in dataclasses.fields(cls)
+    ]
+    return "\n".join([(cls.__doc__ or "").strip(), "", "settings, as --key=value or in a config file [default]:", *rows])
+
+
+def differences(settings, other):
+    """Names of the settings that differ between a settings object and a dict of saved ones, free ones left out."""
+    fields = {f.name: f for f in dataclasses.fields(settings)}
+    return [
+        name for name, f in fields.items()
+        if not f.metadata["free"] and (name not in other or getattr(settings, name) != other[name])
+    ]  # fmt: skip
+
+
+def parse_list(text, name, kind=int):
+    """"8|4|4" -> (8, 4, 4). Raises BadInput naming the setting."""
+    try:
+        items = tuple(kind(item) for item in text.split("|"))
+    except ValueError:
+        items = ()
+    if not items or "" in items:
+        example = "8|4|4" if kind is int else "MHA|SWA"
+        raise BadInput(f"{name} is {text!r}; write values with | between them, like \"{example}\"")
+    return items
+
+
+def _parse(text):
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _run_config(path):
+    if not Path(path).is_file():
+        raise BadInput(f"no config file '{path}'")
+    try:
+        names = runpy.run_path(path)
+    except SyntaxError as error:
+        raise BadInput(f"{path}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise BadInput(f"{path}: {type(error).__name__}: {error}") from None
+    return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, ModuleType)}

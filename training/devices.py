@@ -1,0 +1,63 @@
+"""Devices and precision: what a run computes on, in which type, and how fast that could be."""
+
+import contextlib
+import platform
+
+import torch
+
+from training.errors import BadInput
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PEAK_TFLOPS = {  # dense tensor-core rates of the vendors' datasheets: (bfloat16/float16, TF32)
+    "H200": (989, 495), "H100 PCIe": (756, 378), "H100": (989, 495), "A100": (312, 156), "L40S": (362, 183),
+    "L4": (121, 60), "RTX 4090": (165, 83), "V100": (125, None), "B200": (2250, 1125),
+}  # fmt: skip
+
+
+def pick_device(name):
+    """"auto" is the GPU if there is one (CUDA, then Apple's MPS), else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device '{name}' is not there: {str(error).splitlines()[0]}; --device=auto takes what is") from None
+    return torch.device(name)
+
+
+def device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+
+
+def autocast(device, dtype):
+    """The context the forward pass runs in; float32 runs as it is."""
+    if dtype not in DTYPES:
+        raise BadInput(f"no dtype '{dtype}', there are {', '.join(DTYPES)}")
+    return contextlib.nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+
+
+def allow_tf32(on):
+    """Whether float32 matmuls on the GPU may round their inputs to TF32."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+
+
+def peak_flops(device, dtype, tf32=False):
+    """FLOP/s of a known card at this precision, or None where there is no such number to compare with."""
+    if device.type != "cuda" or (dtype == "float32" and not tf32):
+        return None
+    name = torch.cuda.get_device_name(device)
+    for card, rates in PEAK_TFLOPS.items():
+        if card in name:
+            rate = rates[dtype == "float32"]
+            return rate and rate * 1e12
+    return None
+
+
+def synchronise(device):
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

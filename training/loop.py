@@ -1,0 +1,253 @@
+"""The training loop, once: steps, progress lines, evaluations, checkpoints, clean stops, exact resumes.
+
+A script subclasses `Experiment` and says what a loss and an evaluation are. A step's learning rate and data are
+functions of its number; everything else that a resume needs is in the checkpoint.
+"""
+
+import functools
+import math
+import sys
+from collections import Counter
+from signal import Signals
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from training import devices
+from training.mup import adamw, initialise
+from training.run import Clock, Run, load_weights
+
+
+class NonFinite(RuntimeError):
+    """The loss is NaN or infinite."""
+
+
+class Experiment:
+    """A model in training. Subclasses define
+
+    loss(step, micro)   dict of scalar tensors for one micro-batch; the first is what is minimised
+    evaluate()          dict of metrics
+    lr_factor(step)     share of the peak learning rate
+    step_cost(step)     Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
+    summary(means)      metrics of a progress line from the means of the losses since the last one
+    headline(metrics)   the evaluation's words in the progress output, and the number that "best" compares
+
+    cfg has max_iters, eval_interval and the fields of RunSettings.
+    """
+
+    micro_batches = 1
+
+    def __init__(self, cfg, command, build_model, peak_lr):
+        self.cfg, self.peak_lr = cfg, peak_lr
+        self.device = devices.pick_device(cfg.device)
+        self.context = functools.partial(devices.autocast, self.device, cfg.dtype)
+        self.context()  # an unknown dtype is refused before anything is written
+        devices.allow_tf32(cfg.tf32)
+        self.run = Run(cfg, command)
+        torch.manual_seed(cfg.seed)
+        self.model = build_model().to(self.device)
+        initialise(self.model)
+        betas = (cfg.beta1, cfg.beta2)
+        self.optimizer = adamw(
+            self.model, peak_lr, weight_decay=cfg.weight_decay, betas=betas, device_type=self.device.type
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.dtype == "float16")
+        self.network = torch.compile(self.model) if cfg.compile else self.model
+        self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(self.device)
+        self.meter = LossMeter()
+        if self.run.saved:
+            self._restore(self.run.saved)
+
+    def state(self):
+        """What a checkpoint holds, in plain types and tensors. Subclasses may add to it."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return dict(
+            step=self.step,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            best=self.best,
+            counters=dict(self.counters),
+            seconds=self.clock.read(),
+            meter=self.meter.state(),
+            rng=rng,
+        )
+
+    def _restore(self, saved):
+        load_weights(self.model, saved["model"], self.run.folder / "ckpt.pt")
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
+        self.clock.seconds = saved["seconds"]
+        self.meter = LossMeter.restored(saved["meter"], self.device)
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in saved["rng"]:
+            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        print(f"resuming {self.run.folder} at step {self.step}", flush=True)
+
+    def fit(self):
+        """Train to max_iters. Ends the process with status 1 at a loss that is not finite, 128 + n at signal n."""
+        total, non_embedding = self.model.num_params()
+        tokens = self.step_cost(self.step)["tokens"]
+        self.run.start(device=self.device, parameters=(total, non_embedding), per_token=self.per_token())
+        print(
+            f"{total:,} parameters ({non_embedding:,} without embeddings), {tokens:,} tokens a step, "
+            f"{devices.device_name(self.device)}"
+        )
+        if self.cfg.compile:
+            print("compiling the model: the first steps take a minute or so", flush=True)
+        status = "failed"
+        try:
+            status = self._loop()
+        except NonFinite as error:
+            status = f"failed: {error}"
+        except BaseException as error:
+            status = f"failed: {type(error).__name__}: {error}"
+            raise
+        finally:
+            self.run.finish(status)
+        self._exit(status)
+
+    def _exit(self, status):
+        checkpoint = self.run.folder / "ckpt.pt"
+        if status.startswith("failed"):
+            kept = f"{checkpoint} is the last good checkpoint" if checkpoint.exists() else "no checkpoint was written before"
+            print(f"error: {status.removeprefix('failed: ')}; {kept}", file=sys.stderr)
+            sys.exit(1)
+        if status.startswith("stopped"):
+            print(f"{status} at step {self.step}; go on with --init_from=resume", flush=True)
+            sys.exit(128 + Signals[self.run.stop_requested])
+
+    def _loop(self):
+        cfg, first = self.cfg, self.step
+        fresh = self.run.saved is None
+        self.mark = (self.step, self.counters["tokens"], self.clock.seconds)
+        self.clock.resume()
+        while True:
+            last = self.step >= cfg.max_iters
+            if (self.step % cfg.eval_interval == 0 or last) and (fresh or self.step > first):
+                self._evaluate()
+            if last:
+                return "finished"
+            if self.run.stop_requested:
+                self._save()
+                return f"stopped: {self.run.stop_requested}"
+            self._train_step()
+            if self.step % cfg.log_interval == 0 or self.step == cfg.max_iters:
+                self._progress()
+
+    def _train_step(self):
+        factor = self.lr_factor(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        for micro in range(self.micro_batches):
+            with self.context():
+                losses = self.loss(self.step, micro)
+            objective = next(iter(losses.values())) / self.micro_batches
+            self.scaler.scale(objective).backward()
+            self.meter.add(losses, self.step)
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.counters += self.step_cost(self.step)
+        self.step += 1
+
+    def _progress(self):
+        cfg = self.cfg
+        means, now = self.meter.read(), self._counted()
+        (step, tokens, seconds), self.mark = self.mark, (self.step, now["tokens"], now["seconds"])
+        elapsed = now["seconds"] - seconds
+        rate = (now["tokens"] - tokens) / elapsed
+        peak = devices.peak_flops(self.device, cfg.dtype, cfg.tf32)
+        mfu = 6 * self.per_token().macs * rate / peak if peak else None
+        metrics = dict(
+            self.summary(means),
+            lr=self.peak_lr * self.lr_factor(self.step - 1),
+            grad_norm=self.grad_norm.item(),
+            tokens_per_s=rate,
+            mfu=mfu,
+        )
+        self.run.log(**now, **metrics)
+        eta = (cfg.max_iters - self.step) * elapsed / (self.step - step)
+        words = [f"loss {next(iter(means.values())):.4f}", f"lr {metrics['lr']:.2e}", f"{rate:,.0f} tokens/s"]
+        words += [f"MFU {mfu:.1%}"] if mfu else []
+        print(f"step {self.step}/{cfg.max_iters}: {', '.join(words)}, ETA {format_time(eta)}", flush=True)
+
+    def _evaluate(self):
+        with self.clock.paused():
+            self.model.eval()
+            with torch.no_grad():
+                metrics = self.evaluate()
+            self.model.train()
+        words, value = self.headline(metrics)
+        print(f"step {self.step}/{self.cfg.max_iters}: {words}", flush=True)
+        self.run.log(**self._counted(), **metrics)
+        improved, self.best = value < self.best, min(value, self.best)
+        if self.step > 0 and (improved or getattr(self.cfg, "always_save_checkpoint", True)):
+            self._save()
+
+    def _counted(self):
+        names = ("tokens", "compute", "non_emb_compute", "paper_compute")
+        return dict(step=self.step, seconds=self.clock.read(), **{name: self.counters[name] for name in names})
+
+    def _save(self):
+        self.meter.check()
+        self.run.save(self.state())
+
+    def per_token(self):
+        """Multiply-adds a token of a full-length sequence, as a `Compute`."""
+        T = self.model.block_size
+        cost = self.model.compute(T)
+        return type(cost)(*(n / T for n in cost))
+
+
+class LossMeter:
+    """Mean losses between two progress lines, and the first step whose loss was not finite, kept on the device.
+
+    Adding does not wait for the device; `read` and `check` do. Both raise NonFinite with the step.
+    """
+
+    def __init__(self):
+        self.totals, self.count, self.first_bad = {}, 0, None
+
+    def add(self, losses, step):
+        for i, (name, value) in enumerate(losses.items()):
+            value = value.detach().float()
+            self.totals[name] = self.totals[name] + value if name in self.totals else value.clone()
+            if i == 0:
+                if self.first_bad is None:
+                    self.first_bad = torch.full((), -1, dtype=torch.long, device=value.device)
+                bad = ~torch.isfinite(value) & (self.first_bad < 0)
+                self.first_bad = torch.where(bad, step, self.first_bad)
+        self.count += 1
+
+    def check(self):
+        if self.first_bad is not None and self.first_bad >= 0:
+            raise NonFinite(f"the loss is not finite at step {int(self.first_bad)}")
+
+    def read(self):
+        """The means since the last reading."""
+        self.check()
+        means = {name: total.item() / self.count for name, total in self.totals.items()}
+        self.totals, self.count = {}, 0
+        return means
+
+    def state(self):
+        return dict(totals=self.totals, count=self.count)
+
+    @classmethod
+    def restored(cls, state, device):
+        meter = cls()
+        meter.totals = {name: total.to(device) for name, total in state["totals"].items()}
+        meter.count = state["count"]
+        return meter
+
+
+def format_time(seconds):
+    """12345 -> 3h25m; under an hour 25m45s."""
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{int(seconds) % 60:02d}s"

@@ -1,0 +1,55 @@
+"""Maximal update parametrization: initial size and Adam learning rate by the role of a parameter (DESIGN 6)."""
+
+import torch
+from torch import nn
+
+BASE_WIDTH = 768  # at this fan-in the tuned learning rate is used as it is
+RULES = {  # role: (initial standard deviation given fan-in, learning-rate factor given fan-in)
+    "embedding": (lambda n: 0.02, lambda n: 1.0),
+    "hidden": (lambda n: n**-0.5, lambda n: BASE_WIDTH / n),
+    "output": (lambda n: 0.0, lambda n: BASE_WIDTH / n),
+    "bias": (lambda n: 0.0, lambda n: 1.0),
+}
+
+
+def roles(model):
+    """(name, parameter, role or "norm", fan_in) of every parameter; an unlabelled one is a mistake and stops the run."""
+    for module_name, module in model.named_modules():
+        for name, p in module.named_parameters(recurse=False):
+            full = f"{module_name}.{name}"
+            if name == "bias":
+                yield full, p, "bias", 1
+            elif isinstance(module, nn.LayerNorm):
+                yield full, p, "norm", 1
+            elif getattr(module, "role", None) in RULES:
+                yield full, p, module.role, module.fan_in
+            else:
+                raise TypeError(f"{full} states no role; its module needs one of {', '.join(RULES)}")
+
+
+@torch.no_grad()
+def initialise(model):
+    """Draw every parameter by its role. LayerNorm weights are ones."""
+    for _, p, role, fan_in in roles(model):
+        if role == "norm":
+            p.fill_(1.0)
+        else:
+            p.normal_(std=RULES[role][0](fan_in)) if RULES[role][0](fan_in) else p.zero_()
+
+
+def param_groups(model, lr, weight_decay=0.0):
+    """Optimizer groups, one for each pair of learning rate and weight decay; decay only where dim >= 2."""
+    groups = {}
+    for _, p, role, fan_in in roles(model):
+        peak = lr if role == "norm" else lr * RULES[role][1](fan_in)
+        decay = weight_decay if p.ndim >= 2 else 0.0
+        groups.setdefault((peak, decay), []).append(p)
+    return [
+        dict(params=params, lr=peak, peak_lr=peak, weight_decay=decay) for (peak, decay), params in groups.items()
+    ]
+
+
+def adamw(model, lr, *, weight_decay=0.0, betas=(0.9, 0.95), device_type="cpu"):
+    """AdamW with the learning rates of the roles; eps 1e-20, so that small gradients of wide layers are not damped."""
+    groups = param_groups(model, lr, weight_decay)
+    return torch.optim.AdamW(groups, betas=betas, eps=1e-20, fused=device_type == "cuda")

@@ -1,0 +1,252 @@
+"""A training run on disk: its record, its metrics, its checkpoint, and the signals that ask it to stop (DESIGN 9)."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from training.configurator import differences
+from training.devices import device_name, synchronise
+from training.errors import BadInput
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Run:
+    """One run's folder. Constructing it only looks: what is refused leaves the folder as it was.
+
+    `saved` is the checkpoint to go on from, or None. `start` writes run.json and takes the stop signals; `log` adds a
+    line to metrics.jsonl; `save` writes ckpt.pt; `stop_requested` turns true when the run should save and end.
+    """
+
+    def __init__(self, settings, command):
+        self.settings, self.command = settings, command
+        self.folder = Path(settings.out_dir)
+        self.stop_requested = None
+        self.saved = self._find_checkpoint()
+        self.record, self.wandb = {}, None
+
+    def _find_checkpoint(self):
+        cfg, path = self.settings, self.folder / "ckpt.pt"
+        if cfg.init_from == "scratch" or (cfg.init_from == "auto" and not path.exists()):
+            holds_run = (self.folder / "run.json").exists() or path.exists()
+            if cfg.init_from == "scratch" and holds_run and not cfg.overwrite:
+                raise BadInput(
+                    f"{self.folder} holds a run already; go on with it by --init_from=resume, replace it by "
+                    "--overwrite=True, or choose another --out_dir"
+                )
+            if self.folder.exists() and not self.folder.is_dir():
+                raise BadInput(f"out_dir {self.folder} is a file")
+            return None
+        saved = load_checkpoint(path)
+        for name in differences(cfg, saved["settings"]):
+            there = saved["settings"].get(name, "nothing")
+            raise BadInput(f"{path} was made with {name} = {there!r}, this run has {name} = {getattr(cfg, name)!r}")
+        return saved
+
+    def start(self, *, device, parameters, per_token):
+        """Write run.json, repair metrics.jsonl after a kill, begin to listen for stop signals.
+
+        parameters: (total, non-embedding). per_token: multiply-adds, a `model.Compute` divided by T.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step = self.saved["step"] if self.saved else -1
+        earlier = self._read_record() if self.saved else {}
+        if self.saved is None:
+            for name in ("ckpt.pt", "metrics.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)
+        else:
+            self._forget_metrics_after(step)
+        self.record = dict(
+            command=self.command,
+            argv=sys.argv,
+            settings=dataclasses.asdict(self.settings),
+            **_git_state(),
+            versions=_versions(),
+            device=device_name(device),
+            started=earlier.get("started", _now()),
+            resumed=[*earlier.get("resumed", []), *([{"step": step, "at": _now()}] if self.saved else [])],
+            finished=None,
+            status="running",
+            parameters=dict(total=parameters[0], non_embedding=parameters[1]),
+            paper_macs_per_token=per_token.paper,
+            flops_per_token=6 * per_token.macs,
+        )
+        self._write_record()
+        self._start_wandb()
+        for s in STOP_SIGNALS:
+            signal.signal(s, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        if self.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.stop_requested = signal.Signals(number).name
+        print(f"{self.stop_requested}: will save and stop after this step", flush=True)
+
+    def log(self, **metrics):
+        """Add one line to metrics.jsonl (and to W&B), keys as in DESIGN 9."""
+        with open(self.folder / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(metrics) + "\n")
+        if self.wandb:
+            self.wandb.log(metrics, step=metrics["step"])
+
+    def save(self, state):
+        """Write the checkpoint; `state` holds step and whatever a resume needs, in plain types and tensors."""
+        save_atomic(dict(state, settings=dataclasses.asdict(self.settings)), self.folder / "ckpt.pt")
+
+    def finish(self, status):
+        """Close the record: "finished", "stopped: why" or "failed: why"."""
+        self.record.update(status=status, finished=_now())
+        self._write_record()
+        for s in STOP_SIGNALS:
+            signal.signal(s, signal.SIG_DFL if s != signal.SIGINT else signal.default_int_handler)
+        if self.wandb:
+            self.wandb.finish()
+
+    def _read_record(self):
+        try:
+            return json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _write_record(self):
+        path = self.folder / "run.json"
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(self.record, indent=1) + "\n")
+        os.replace(temporary, path)
+
+    def _forget_metrics_after(self, step):
+        """Drop what a killed run logged beyond its checkpoint, a half-written last line included."""
+        path = self.folder / "metrics.jsonl"
+        kept = [json.dumps(m) for m in read_metrics(path) if m["step"] <= step] if path.exists() else []
+        temporary = path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+
+    def _start_wandb(self):
+        cfg = self.settings
+        if not (cfg.wandb_log or cfg.wandb_entity):
+            return
+        import wandb
+
+        self.wandb = wandb.init(
+            entity=cfg.wandb_entity or None,
+            project=cfg.wandb_project,
+            name=cfg.wandb_run_name or self.folder.name,
+            config=dataclasses.asdict(cfg),
+            dir=str(self.folder),
+        )
+
+
+class Clock:
+    """Training seconds, evaluation left out; the device is waited for before the time is read."""
+
+    def __init__(self, device, seconds=0.0):
+        self.device, self.seconds, self._since = device, seconds, None
+
+    def read(self):
+        synchronise(self.device)
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+            self._since = now
+        return self.seconds
+
+    def resume(self):
+        synchronise(self.device)
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        self.read()
+        self._since = None
+        yield
+        self.resume()
+
+
+def save_atomic(state, path):
+    """Write next to `path`, flush to disk, rename: a killed job leaves the old checkpoint or the new, never half of one."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path, map_location="cpu"):
+    """A checkpoint's dict, plain types and tensors only. Raises BadInput if it is missing, damaged or foreign."""
+    if not Path(path).is_file():
+        raise BadInput(f"no checkpoint {path}; start with --init_from=scratch, or make the run that writes it")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise BadInput(f"{path} cannot be read as a checkpoint ({type(error).__name__}): truncated or of another kind") from None
+    if not isinstance(state, dict) or not {"settings", "step", "model"} <= state.keys():
+        raise BadInput(f"{path} is not a checkpoint of this project: it has no settings, step and model")
+    return state
+
+
+def load_weights(model, weights, path):
+    """Put saved weights into a model; raises BadInput naming the first that does not fit."""
+    want = model.state_dict()
+    for name in [*want, *weights]:
+        if name not in weights or name not in want or weights[name].shape != want[name].shape:
+            shapes = [str(tuple(s[name].shape)) if name in s else "nothing" for s in (weights, want)]
+            raise BadInput(f"{path}: the checkpoint has {shapes[0]} for {name}, the model {shapes[1]}")
+    model.load_state_dict(weights)
+
+
+def read_metrics(path):
+    """The lines of a metrics.jsonl as dicts; a line cut short by a kill is left out."""
+    lines = []
+    for line in Path(path).read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+
+def _versions():
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(package):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    project = next(line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version"))
+    return {"python": platform.python_version(), "torch": torch.__version__, "triton": of("triton"), "structured-attention": project}
+
+
+def _git_state():
+    """The commit the code is at and whether the tree was changed; None without git."""
+
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return dict(commit=None, dirty=None)
+    try:
+        return dict(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain")))
+    except subprocess.CalledProcessError:
+        return dict(commit=None, dirty=None)
+
+
+def _now():
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,143 @@
+"""The settings that the three training scripts share, under the names of the paper's commands.
+
+`StructureSettings` says what the model is and turns into the typed configuration of `model.py`; `RunSettings` says how
+it is trained and recorded. Here, at the edge, a rank list is text and -1 means "work it out"; inside it never does.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from model import ModelConfig
+from structured import ScoringConfig
+from training.configurator import parse_list, setting
+from training.errors import BadInput
+
+
+@dataclass
+class StructureSettings:
+    token_mixing_struct: str = setting("low_rank", "scoring function; structured/scoring.py lists them")
+    link_function: str = setting("softmax", "softmax, or identity: masked scores used as they are")
+    n_layer: int = setting(6, "number of blocks")
+    n_head: int = setting(-1, "number of heads; -1: d_model / d_head")
+    d_model: int = setting(768, "model width")
+    d_head: int = setting(64, "width of a head where n_head is -1")
+    d_qk_head: int = setting(-1, "width of a head's queries and keys; -1: that of its values")
+    n_kv_head: int = setting(-1, "number of key and value heads (grouped-query attention); -1: n_head")
+    block_size: int = setting(1024, "longest sequence, in tokens")
+    dropout: float = setting(0.0, "dropout probability")
+    bias: bool = setting(False, "biases in linear layers and LayerNorms")
+    do_qk_ln: bool = setting(True, "LayerNorm on the queries and keys of every head (the bilinear ones always have it)")
+    mha_SP_attn_logits_scaling: bool = setting(False, "scale 1/sqrt(r) instead of the µP 8/r, standard and window attention")
+    mlr_rank_list: str = setting("32|8|6|4|4|4|4|2", "rank of every level, coarse to fine; they add up to the head width")
+    mlr_block_size_list: str = setting("default", "block length of every level; default: block_size halved level by level")
+    mlr_divide_by_num_levels: bool = setting(False, "scores times 1 / number of levels")
+    mlr_block_divide_by_num_levels: bool = setting(False, "scores times 1 / number of levels the pair shares")
+    bilinear_mlr_muP_attn_logits_scaling: bool = setting(False, "bilinear MLR scores times a further 8/sqrt(r_l p_l)")
+    bilinear_btt_muP_attn_logits_scaling: bool = setting(False, "bilinear BTT and MLBTC scale 1/D instead of 1/sqrt(D)")
+    btt_tt_rank: int = setting(1, "tt-rank s of bilinear BTT")
+    mlbtc_family: str = setting("btt", "family of bilinear MLBTC: dense, low_rank, block_low_rank, mlr, btt, monarch, kronecker, butterfly")
+    mlbtc_levels: str = setting("", "levels of bilinear MLBTC in full, \"p:p':inner[:stride]|...\"; overrides mlbtc_family")
+    mlbtc_rank: int = setting(1, "rank of the MLBTC families low_rank and block_low_rank")
+    mlbtc_blocks: int = setting(1, "number of blocks of the MLBTC family block_low_rank")
+    sliding_block_size: int = setting(512, "window W: a token sees itself and the W before it")
+    gswa_rank_list: str = setting("32|32", "GSWA's ranks, global|window; they add up to the head width")
+    sequential_GSWA_layer_list: str = setting("MHA|SWA|SWA|MHA|SWA|SWA", "kind of every layer, MHA or SWA")
+
+    def model_config(self, *, block_size=None, causal=True):
+        """The typed configuration; raises BadInput for one that cannot be."""
+        chosen = self.token_mixing_struct
+        if self.n_head == -1 and (self.d_head < 1 or self.d_model % self.d_head):
+            raise BadInput(f"d_model {self.d_model} is not a multiple of d_head {self.d_head}")
+        if self.mlr_divide_by_num_levels and self.mlr_block_divide_by_num_levels:
+            raise BadInput("mlr_divide_by_num_levels and mlr_block_divide_by_num_levels exclude each other")
+
+        def given(*structures, when=True):
+            return chosen in structures and when
+
+        mlr = given("multi_level_low_rank", "bilinear_MLR") or given("bilinear_MLBTC", when=self.mlbtc_family == "mlr")
+        custom = given("multi_level_low_rank", when=self.mlr_block_size_list != "default")
+        explicit = given("bilinear_MLBTC", when=bool(self.mlbtc_levels))
+        gswa, sequential = given("low_rank_with_gswa"), given("low_rank_with_sequential_gswa")
+        mup_flag = self.bilinear_mlr_muP_attn_logits_scaling if given("bilinear_MLR") else self.bilinear_btt_muP_attn_logits_scaling
+        scoring = ScoringConfig(
+            structure=chosen,
+            d_model=self.d_model,
+            n_head=self.d_model // self.d_head if self.n_head == -1 else self.n_head,
+            block_size=self.block_size if block_size is None else block_size,
+            n_kv_head=_or_none(self.n_kv_head),
+            d_qk_head=_or_none(self.d_qk_head),
+            causal=causal,
+            link=self.link_function,
+            qk_norm=self.do_qk_ln,
+            bias=self.bias,
+            dropout=self.dropout,
+            scale_sp=self.mha_SP_attn_logits_scaling,
+            scale_mup=mup_flag,
+            ranks=parse_list(self.mlr_rank_list, "mlr_rank_list") if mlr else (),
+            block_sizes=parse_list(self.mlr_block_size_list, "mlr_block_size_list") if custom else None,
+            weighting=self._weighting(),
+            window=self.sliding_block_size,
+            gswa_ranks=parse_list(self.gswa_rank_list, "gswa_rank_list") if gswa else (),
+            layer_kinds=parse_list(self.sequential_GSWA_layer_list, "sequential_GSWA_layer_list", str) if sequential else (),
+            btt_rank=self.btt_tt_rank,
+            mlbtc_family=self.mlbtc_family,
+            mlbtc_levels=_parse_levels(self.mlbtc_levels) if explicit else (),
+            mlbtc_rank=self.mlbtc_rank,
+            mlbtc_blocks=self.mlbtc_blocks,
+        )
+        return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)
+
+    def _weighting(self):
+        if self.mlr_block_divide_by_num_levels:
+            return "shared"
+        return "levels" if self.mlr_divide_by_num_levels else "none"
+
+
+@dataclass
+class RunSettings:
+    out_dir: str = setting("out", "folder of the run: run.json, metrics.jsonl, ckpt.pt", free=True)
+    init_from: str = setting("scratch", "scratch, resume, or auto: resume if there is a checkpoint", free=True)
+    overwrite: bool = setting(False, "let a run from scratch replace the run that out_dir holds", free=True)
+    seed: int = setting(1337, "seed of initialisation, data order and dropout")
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the GPU if there is one", free=True)
+    dtype: str = setting("float32", "precision of the forward pass: float32, bfloat16 or float16")
+    tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
+    compile: bool = setting(False, "torch.compile the model", free=True)
+    weight_decay: float = setting(0.0, "AdamW's weight decay, on matrices")
+    beta1: float = setting(0.9, "AdamW's first decay rate")
+    beta2: float = setting(0.95, "AdamW's second decay rate")
+    grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    log_interval: int = setting(10, "steps between two progress lines", free=True)
+    wandb_log: bool = setting(False, "mirror the record to Weights & Biases", free=True)
+    wandb_entity: str = setting("", "W&B entity; giving one turns wandb_log on", free=True)
+    wandb_project: str = setting("structured-attention", "W&B project", free=True)
+    wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir", free=True)
+
+    def __post_init__(self):
+        if self.init_from not in ("scratch", "resume", "auto"):
+            raise BadInput(f"init_from is '{self.init_from}', there are scratch, resume, auto")
+        at_least = dict(log_interval=1, **self.AT_LEAST)
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise BadInput(f"{name} is {getattr(self, name)}, it must be at least {least}")
+
+    AT_LEAST: ClassVar[dict] = {}  # setting: least value, for each script to fill
+
+
+def _or_none(value):
+    """-1 on the command line is "work it out"."""
+    return None if value == -1 else value
+
+
+def _parse_levels(text):
+    """"4:4:8:stride|1:1:16" -> ((4, 4, 8, True), (1, 1, 16))."""
+    levels = []
+    for part in text.split("|"):
+        fields = part.split(":")
+        stride = len(fields) == 4 and fields[3] == "stride"
+        if len(fields) - stride != 3 or not all(f.isdecimal() and int(f) for f in fields[:3]):
+            raise BadInput(f"mlbtc_levels is {text!r}; write levels as p:p':inner or p:p':inner:stride, like \"16:16:16:stride|1:1:8\"")
+        levels.append((*map(int, fields[:3]), stride))
+    return tuple(levels)
+
+
