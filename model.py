@@ -32,7 +32,9 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise BadInput(f"dropout is {self.dropout}, it must be at least 0 and below 1")
         if self.scoring.structure == "low_rank_with_sequential_gswa" and len(kinds) != self.n_layer:
-            raise BadInput(f"sequential_GSWA_layer_list names {len(kinds)} layers {kinds}, the model has n_layer = {self.n_layer}")
+            raise BadInput(
+                f"sequential_GSWA_layer_list names {len(kinds)} layers {kinds}, the model has n_layer = {self.n_layer}"
+            )
 
 
 class Compute(NamedTuple):
@@ -137,7 +139,8 @@ class Head(nn.Module):
 
     def num_params(self):
         """(total, without embeddings and output head)."""
-        return sum(p.numel() for p in self.parameters()), sum(p.numel() for p in self.trunk.parameters()) - self.trunk.wpe.weight.numel()
+        total, trunk = (sum(p.numel() for p in m.parameters()) for m in (self, self.trunk))
+        return total, trunk - self.trunk.wpe.weight.numel()
 
 
 class GPT(Head):

@@ -3,7 +3,8 @@
     python train.py config/struct_configs/tiny_mlr.py
     python train.py config/struct_configs/train_struct_gpt2.py --d_model=256 --token_mixing_struct=multi_level_low_rank
 
-From top to bottom: the settings, where batches come from, what a loss and an evaluation are. The loop is training/loop.py.
+From top to bottom: the settings, where batches come from, what a loss and an evaluation are. The loop itself is in
+training/loop.py.
 """
 
 from collections import Counter
@@ -42,11 +43,12 @@ class Settings(RunSettings, StructureSettings):
     eval_interval: int = setting(1_000, "steps between two evaluations, each followed by a checkpoint", free=True)
     eval_iters: int = setting(200, "validation batches in an evaluation, the same ones every time", free=True)
     eval_only: bool = setting(False, "evaluate once, print the loss and stop; nothing is written", free=True)
-    always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best so far", free=True)
+    always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
 
     ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")  # nanoGPT's names
     AT_LEAST: ClassVar[dict] = dict(
-        batch_size=1, gradient_accumulation_steps=1, max_iters=0, eval_interval=1, eval_iters=1, warmup_iters=0, block_size=1
+        batch_size=1, gradient_accumulation_steps=1, block_size=1,
+        max_iters=0, warmup_iters=0, eval_interval=1, eval_iters=1,
     )
 
 
@@ -97,7 +99,10 @@ class LanguageModelling(Experiment):
         cfg, cost = self.cfg, self.model.compute(self.cfg.block_size)
         n = cfg.batch_size * cfg.gradient_accumulation_steps
         return Counter(
-            tokens=n * cfg.block_size, compute=6 * n * cost.macs, non_emb_compute=6 * n * cost.non_emb, paper_compute=n * cost.paper
+            tokens=n * cfg.block_size,
+            compute=6 * n * cost.macs,
+            non_emb_compute=6 * n * cost.non_emb,
+            paper_compute=n * cost.paper,
         )
 
     def state(self):

@@ -61,12 +61,13 @@ class Settings(RunSettings, StructureSettings):
     training_curriculum_points_inc: int = setting(2, "pairs added every interval")
     training_curriculum_points_interval: int = setting(2_000, "steps between two increases of pairs")
     eval_interval: int = setting(2_500, "steps between two evaluations, each followed by a checkpoint", free=True)
-    eval_prompts: int = setting(3_200, "prompts in an evaluation, never seen in training, the same ones every time", free=True)
+    eval_prompts: int = setting(3_200, "prompts in an evaluation, none from the pool, always the same", free=True)
     eval_batch_size: int = setting(64, "prompts the evaluation takes at a time; changes no result", free=True)
     ridge_alpha: float = setting(0.1, "penalty of the ridge baseline")
 
     ALIASES: ClassVar[dict] = dict(
-        training_train_steps="max_iters", training_batch_size="batch_size", learning_rate="training_learning_rate", n_embd="d_model"
+        training_train_steps="max_iters", training_batch_size="batch_size",
+        learning_rate="training_learning_rate", n_embd="d_model",
     )
     AT_LEAST: ClassVar[dict] = dict(
         n_dims=1, batch_size=1, max_iters=0, warmup_iters=0, eval_interval=1, eval_prompts=1, eval_batch_size=1
@@ -100,7 +101,8 @@ class Settings(RunSettings, StructureSettings):
             start, end = (full if value(part) == -1 else value(part) for part in ("start", "end"))
             if end > full:
                 raise BadInput(f"training_curriculum_{what}_end is {end}, a prompt has {full} {what}")
-            return {f"{what}_start": start, f"{what}_end": end, f"{what}_inc": value("inc"), f"{what}_interval": value("interval")}
+            sizes = dict(start=start, end=end, inc=value("inc"), interval=value("interval"))
+            return {f"{what}_{part}": size for part, size in sizes.items()}
 
         return Curriculum(**ramp("dims", self.n_dims), **ramp("points", self.points))
 
@@ -117,7 +119,8 @@ class InContextRegression(Experiment):
         self.curriculum, self.baselines = cfg.curriculum(), None
         training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)  # refuses a small pool
         model_cfg = cfg.model_config(block_size=cfg.tokens)
-        super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims), cfg.training_learning_rate)
+        peak_lr = cfg.training_learning_rate
+        super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims), peak_lr)
 
     def loss(self, step, micro):
         cfg = self.cfg
@@ -162,7 +165,10 @@ class InContextRegression(Experiment):
         B, T = self.cfg.batch_size, 2 * self.curriculum.at(step)[1]
         cost, full = self.model.compute(T), self.model.compute(self.cfg.tokens)
         return Counter(
-            tokens=B * T, compute=6 * B * cost.macs, non_emb_compute=6 * B * cost.non_emb, paper_compute=B * T * full.paper / self.cfg.tokens
+            tokens=B * T,
+            compute=6 * B * cost.macs,
+            non_emb_compute=6 * B * cost.non_emb,
+            paper_compute=B * T * full.paper / self.cfg.tokens,
         )
 
 

@@ -151,7 +151,9 @@ def check_ranks(ranks, width):
     if not ranks or min(ranks) < 0:
         raise BadInput(f"ranks {tuple(ranks)}: give one whole number from 0 on for each level")
     if sum(ranks) != width:
-        raise BadInput(f"ranks {tuple(ranks)} add up to {sum(ranks)}, the queries and keys of a head have {width} features")
+        raise BadInput(
+            f"ranks {tuple(ranks)} add up to {sum(ranks)}, the queries and keys of a head have {width} features"
+        )
 
 
 def _one_per_head(q, k, v):
@@ -163,9 +165,8 @@ def _one_per_head(q, k, v):
 def _check(q, k, v, link):
     """The shapes all functions here ask for."""
     if q.ndim != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
-        raise BadInput(
-            f"q, k, v are (B, H, T, r), (B, G, T, r), (B, G, T, d), not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise BadInput(f"q, k, v are (B, H, T, r), (B, G, T, r), (B, G, T, d), not {shapes}")
     if q.shape[1] % k.shape[1]:
         raise BadInput(f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads")
     if link not in LINKS:

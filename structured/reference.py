@@ -116,7 +116,7 @@ def bilinear_mlr_scores(x, queries, keys, query_gains, key_gains, n_head, *, div
 
 
 def btt_dense(right, left, n_head, rank, cap=False):
-    """The dense matrices (n_head, n_out, n_in) of a BTT from right (c, d, n_head * b * s), left (n_head * b, c * s, a)."""
+    """The matrices (n_head, n_out, n_in) of a BTT from right (c, d, n_head * b * s) and left (n_head * b, c * s, a)."""
     (c, d, _), (hb, _, a), s = right.shape, left.shape, rank
     b = hb // n_head
     if cap:

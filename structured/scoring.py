@@ -6,7 +6,7 @@ Each class also counts what it costs; see `Cost`. STRUCTURES names them as the c
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -205,7 +205,9 @@ class MLRScoring(ProjectedScoring):
             )
         for b in cfg.block_sizes:
             if not 1 <= b <= cfg.block_size:
-                raise BadInput(f"mlr_block_size_list has a block of {b}; blocks are 1 to block_size = {cfg.block_size} long")
+                raise BadInput(
+                    f"mlr_block_size_list has a block of {b}; blocks are 1 to block_size = {cfg.block_size} long"
+                )
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -235,7 +237,9 @@ class BilinearScoring(nn.Module):
 
 def _no_grouped_heads(cfg):
     if cfg.kv_heads != cfg.n_head:
-        raise BadInput(f"{cfg.structure} has no grouped-query form: n_kv_head {cfg.kv_heads} must be n_head {cfg.n_head}")
+        raise BadInput(
+            f"{cfg.structure} has no grouped-query form: n_kv_head {cfg.kv_heads} must be n_head {cfg.n_head}"
+        )
 
 
 class BilinearMLRScoring(BilinearScoring):
@@ -250,7 +254,9 @@ class BilinearMLRScoring(BilinearScoring):
         check_ranks(cfg.ranks, cfg.qk_width)
         chunks = 2 ** (len(cfg.ranks) - 1)
         if cfg.d_model % chunks:
-            raise BadInput(f"{len(cfg.ranks)} levels cut d_model {cfg.d_model} into {chunks} chunks, which do not divide it")
+            raise BadInput(
+                f"{len(cfg.ranks)} levels cut x into {chunks} chunks, which do not divide d_model {cfg.d_model}"
+            )
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -344,7 +350,7 @@ class BilinearBTTScoring(BilinearMLBTCScoring):
 class SequentialGSWAScoring:
     """Standard attention in some layers, sliding-window attention in the others, as `layer_kinds` says."""
 
-    KINDS = {"MHA": LowRankScoring, "SWA": WindowScoring}
+    KINDS: ClassVar[dict] = {"MHA": LowRankScoring, "SWA": WindowScoring}
 
     @classmethod
     def check(cls, cfg):

@@ -1,4 +1,4 @@
-"""How the tests compare a fast path with its definitional twin: one relative error, the tensor's name in the failure."""
+"""How the tests compare a fast path with its twin: one relative error, the tensor's name in the failure."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The matrix families against textbook matrices built from the same weights, and the parameters and FLOPs they claim."""
+"""The matrix families against textbook matrices built from the same weights; their parameters and FLOPs."""
 
 import math
 
@@ -53,7 +53,7 @@ def textbook_kronecker(m):
 
 
 def textbook_butterfly(m):
-    """B_k ... B_1: factor i mixes the pairs of positions that differ in bit i - 1 alone, each by its own 2 x 2 block."""
+    """B_k ... B_1: factor i mixes the pairs of positions that differ in bit i - 1 alone, each by a block of its own."""
     n = m.n_in
     total = torch.eye(n, dtype=torch.float64)
     twiddles = butterfly_twiddles(m)
@@ -87,12 +87,15 @@ def butterfly_twiddles(m):
 CASES = [
     *[(mlbtc.dense, a, lambda m: factors(m)[0][0][0].T) for a in [(1, 1), (5, 3), (16, 16)]],
     *[(mlbtc.low_rank, a, textbook_low_rank) for a in [(1, 1, 1), (7, 5, 3), (5, 7, 9), (64, 64, 8)]],
-    *[(mlbtc.block_low_rank, a, textbook_blocks) for a in [(6, 9, 3, 2), (10, 5, 5, 1), (16, 16, 1, 3), (24, 24, 4, 6)]],
-    *[(mlbtc.mlr, a, textbook_blocks) for a in [(8, 8, (2, 1, 1)), (12, 20, (3, 2, 5)), (16, 16, (0, 2, 0, 1)), (7, 3, (2,))]],
+    *[(mlbtc.block_low_rank, a, textbook_blocks) for a in
+      [(6, 9, 3, 2), (10, 5, 5, 1), (16, 16, 1, 3), (24, 24, 4, 6)]],
+    *[(mlbtc.mlr, a, textbook_blocks) for a in
+      [(8, 8, (2, 1, 1)), (12, 20, (3, 2, 5)), (16, 16, (0, 2, 0, 1)), (7, 3, (2,))]],
     *[(mlbtc.btt, a, lambda m: textbook_btt(m, m.rank)) for a in
       [(12, 12, 1), (12, 20, 3), (64, 64, 2), (7, 7, 2), (6, 1, 2), (1, 6, 1), (128, 96, 1)]],
     *[(mlbtc.monarch, (n,), textbook_monarch) for n in (4, 6, 16, 24, 30, 36, 128)],
-    *[(mlbtc.kronecker, a, textbook_kronecker) for a in [((2, 3), (4, 5)), ((3, 3), (2, 2)), ((1, 4), (5, 1)), ((8, 8), (8, 8))]],
+    *[(mlbtc.kronecker, a, textbook_kronecker) for a in
+      [((2, 3), (4, 5)), ((3, 3), (2, 2)), ((1, 4), (5, 1)), ((8, 8), (8, 8))]],
     *[(mlbtc.butterfly, (n,), textbook_butterfly) for n in (2, 4, 8, 16, 32, 64, 128)],
 ]  # fmt: skip
 
@@ -171,8 +174,8 @@ def test_full_rank_btt_is_any_matrix():
     torch.manual_seed(0)
     m = BTT(6, 6, 2).double()
     target = torch.randn(6, 6, dtype=torch.float64)
-    right, left = factors(m)[0]
-    optimizer = torch.optim.LBFGS(m.parameters(), max_iter=2000, tolerance_grad=1e-14, tolerance_change=1e-16, history_size=50)
+    options = dict(max_iter=2000, tolerance_grad=1e-14, tolerance_change=1e-16, history_size=50)
+    optimizer = torch.optim.LBFGS(m.parameters(), **options)
 
     def closure():
         optimizer.zero_grad()

@@ -1,0 +1,216 @@
+"""The scoring modules against their definitions from x and the weights, and what they promise as modules."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from compare import assert_same
+from structured import STRUCTURES, BadInput, ScoringConfig, build_scoring, reference
+from structured.layers import BlockDiagonal
+from structured.mlbtc import FAMILIES
+
+BASE = ScoringConfig(
+    structure="low_rank", d_model=24, n_head=3, block_size=16, ranks=(4, 3, 1), window=5, gswa_ranks=(6, 2),
+    layer_kinds=("MHA", "SWA"), mlbtc_rank=2, mlbtc_blocks=3, btt_rank=2,
+)  # fmt: skip
+
+
+def heads(x, width):
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def projected(m, x):
+    """Queries and keys of a ProjectedScoring, as DESIGN 2 says."""
+    q, k = (heads(x @ side.weight.T, m.cfg.qk_width) for side in (m.query, m.key))
+    if m.cfg.qk_norm:
+        q, k = reference.layer_norm(q, m.query_norm.weight), reference.layer_norm(k, m.key_norm.weight)
+    return q, k
+
+
+def mixed(scores, v, cfg):
+    allowed = reference.all_pairs(scores.shape[-1], cfg.causal)
+    return reference.weights(scores, allowed, cfg.link) @ v
+
+
+def twin_low_rank(m, x, v):
+    r = m.cfg.qk_width
+    scale = r**-0.5 if m.cfg.scale_sp else 8 / r
+    return reference.attention(*projected(m, x), v, scale=scale, causal=m.cfg.causal, link=m.cfg.link)
+
+
+def twin_window(m, x, v):
+    r = m.cfg.qk_width
+    options = dict(scale=r**-0.5 if m.cfg.scale_sp else 8 / r, causal=m.cfg.causal, link=m.cfg.link)
+    return reference.window_attention(*projected(m, x), v, m.cfg.window, **options)
+
+
+def twin_gswa(m, x, v):
+    scales = tuple(r**-0.5 if m.cfg.scale_sp else 8 / r for r in m.cfg.gswa_ranks)
+    options = dict(scales=scales, causal=m.cfg.causal, link=m.cfg.link)
+    return reference.gswa_attention(*projected(m, x), v, m.cfg.gswa_ranks, m.cfg.window, **options)
+
+
+def twin_mlr(m, x, v):
+    cfg = m.cfg
+    blocks = cfg.block_sizes or [cfg.block_size // 2**i for i in range(len(cfg.ranks))]
+    options = dict(weighting=cfg.weighting, causal=cfg.causal, link=cfg.link)
+    return reference.mlr_attention(*projected(m, x), v, cfg.ranks, blocks, **options)
+
+
+def twin_bilinear_mlr(m, x, v):
+    cfg = m.cfg
+    lists = ([p.weight for p in side] for side in (m.query, m.key, m.query_norm, m.key_norm))
+    divide_by = len(cfg.ranks) if cfg.weighting == "levels" else 1
+    scores = reference.bilinear_mlr_scores(x, *lists, cfg.n_head, divide_by=divide_by, mup=cfg.scale_mup)
+    return mixed(scores, v, cfg)
+
+
+def twin_bilinear_btt(m, x, v):
+    cfg = m.cfg
+    right, left = (step.weight for step in m.key.levels[0] if isinstance(step, BlockDiagonal))
+    M = reference.btt_dense(right, left, cfg.n_head, cfg.btt_rank, cap=True)
+    return mixed(reference.bilinear_scores(x, M, m.key_norm.weight, mup=cfg.scale_mup), v, cfg)
+
+
+def twin_bilinear_mlbtc(m, x, v):
+    """The matrices themselves are judged in test_mlbtc.py; here, how they score."""
+    scores = reference.bilinear_scores(x, m.key.dense(), m.key_norm.weight, mup=m.cfg.scale_mup)
+    return mixed(scores, v, m.cfg)
+
+
+TWINS = {
+    "low_rank": twin_low_rank,
+    "low_rank_with_sliding_window": twin_window,
+    "low_rank_with_gswa": twin_gswa,
+    "low_rank_with_sequential_gswa": twin_window,  # its layer 1 here
+    "multi_level_low_rank": twin_mlr,
+    "bilinear_MLR": twin_bilinear_mlr,
+    "bilinear_BTT": twin_bilinear_btt,
+    "bilinear_MLBTC": twin_bilinear_mlbtc,
+}
+CHANGES = [  # what is switched on top of BASE, and for which structures
+    *[(name, {}) for name in TWINS],
+    *[(name, dict(causal=False)) for name in TWINS],
+    *[(name, dict(link="identity")) for name in TWINS],
+    *[(name, dict(link="identity", causal=False)) for name in TWINS],
+    *[(name, dict(scale_sp=True)) for name in ("low_rank", "low_rank_with_sliding_window", "low_rank_with_gswa")],
+    *[(name, dict(qk_norm=False)) for name in ("low_rank", "multi_level_low_rank")],
+    *[(name, dict(n_kv_head=1)) for name in list(TWINS)[:5]],
+    ("low_rank", dict(d_qk_head=5)),
+    ("multi_level_low_rank", dict(d_qk_head=6, ranks=(3, 3), weighting="shared", n_kv_head=1)),
+    ("multi_level_low_rank", dict(block_sizes=(16, 7, 3), weighting="shared")),
+    ("multi_level_low_rank", dict(weighting="levels")),
+    ("multi_level_low_rank", dict(ranks=(6, 0, 2), weighting="shared")),
+    ("bilinear_MLR", dict(scale_mup=True, weighting="levels")),
+    ("bilinear_MLR", dict(ranks=(0, 5, 3))),
+    ("bilinear_BTT", dict(scale_mup=True)),
+    *[("bilinear_MLBTC", dict(mlbtc_family=f)) for f in FAMILIES if f not in ("mlr", "butterfly")],
+    ("bilinear_MLBTC", dict(mlbtc_family="mlr", ranks=(2, 1), scale_mup=True)),
+    ("bilinear_MLBTC", dict(mlbtc_family="butterfly", d_model=16, n_head=2)),
+    ("bilinear_MLBTC", dict(mlbtc_levels=((2, 3, 6, True), (1, 1, 4, False)))),
+]
+
+
+@pytest.mark.parametrize(("structure", "change"), CHANGES, ids=lambda x: x if isinstance(x, str) else str(x))
+@pytest.mark.parametrize("T", [1, 11, 16])
+def test_outputs_and_gradients(structure, change, T):
+    torch.manual_seed(0)
+    cfg = dataclasses.replace(BASE, structure=structure, **change)
+    m = build_scoring(cfg, layer=1).double()
+    for p in m.parameters():  # also norm weights away from 1, and some weights above their cap
+        p.data.mul_(1 + torch.rand_like(p))
+    x = torch.randn(2, T, cfg.d_model, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(2, cfg.kv_heads, T, cfg.d_head, dtype=torch.float64, requires_grad=True)
+    inputs = {"x": x, "v": v, **dict(m.named_parameters())}
+
+    def run(f):
+        out = f(x, v)
+        cotangent = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+        return [out, *torch.autograd.grad(out, list(inputs.values()), cotangent, allow_unused=True)]
+
+    got, want = run(m), run(lambda x, v: TWINS[structure](m, x, v))
+    unused = [g is None for g in want]
+    assert not any(unused), [n for n, u in zip(["out", *inputs], unused, strict=True) if u]
+    assert_same(got, want, ["out", *(f"d {name}" for name in inputs)], 1e-11)
+
+
+def test_mlbtc_with_btts_level_is_bilinear_btt():
+    """By the family's name and by the level written out: the same weights give the same numbers."""
+    D, b = 24, 6  # 24 = 4 * 6, tt-rank 2
+    outputs = []
+    for change in (
+        dict(structure="bilinear_BTT"),
+        dict(structure="bilinear_MLBTC", mlbtc_family="btt"),
+        dict(structure="bilinear_MLBTC", mlbtc_levels=((4, 6, 2 * b, True),)),
+    ):
+        torch.manual_seed(0)
+        m = build_scoring(dataclasses.replace(BASE, **change))
+        torch.manual_seed(1)
+        outputs.append(m(torch.randn(2, 9, D), torch.randn(2, 3, 9, 8)))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_outputs_do_not_move_when_the_future_changes(structure):
+    torch.manual_seed(0)
+    m = build_scoring(dataclasses.replace(BASE, structure=structure), layer=1)
+    x, v = torch.randn(2, 16, 24), torch.randn(2, 3, 16, 8)
+    before = m(x, v)
+    x[:, 10:], v[:, :, 10:] = torch.randn(2, 6, 24), torch.randn(2, 3, 6, 8)
+    after = m(x, v)
+    assert torch.allclose(before[:, :, :10], after[:, :, :10], atol=1e-6)
+    assert not torch.allclose(before[:, :, 10:], after[:, :, 10:], atol=1e-3)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_nothing_but_weights_goes_into_a_checkpoint(structure):
+    m = build_scoring(dataclasses.replace(BASE, structure=structure))
+    assert set(m.state_dict()) == {name for name, _ in m.named_parameters()}
+    assert all(isinstance(p, nn.Parameter) and p.shape != (16, 16) for p in m.parameters())
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_bfloat16_autocast(structure):
+    """Under autocast the outputs stay within bfloat16 rounding of the float32 ones."""
+    torch.manual_seed(0)
+    m = build_scoring(dataclasses.replace(BASE, structure=structure))
+    x, v = torch.randn(2, 16, 24), torch.randn(2, 3, 16, 8)
+    want = m(x, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = m(x, v)
+    assert ((got.float() - want).norm() / want.norm()).item() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(structure="bilinear_bt"), "no token_mixing_struct 'bilinear_bt', there are low_rank, "),
+        (dict(link="relu"), "no link_function 'relu'"),
+        (dict(weighting="half"), "no level weighting 'half'"),
+        (dict(n_head=5), "d_model 24 is not a multiple of n_head 5"),
+        (dict(n_kv_head=2), "n_kv_head 2 does not divide n_head 3"),
+        (dict(n_head=0), "n_head is 0"),
+        (dict(structure="bilinear_BTT", n_kv_head=1), "bilinear_BTT has no grouped-query form"),
+        (dict(structure="bilinear_BTT", btt_rank=0), "btt_tt_rank is 0"),
+        (dict(structure="bilinear_MLR", ranks=(4, 4, 4)), "add up to 12, .* 8 features"),
+        (dict(structure="bilinear_MLR", ranks=(4, 1, 1, 1, 1)), "16 chunks, which do not divide d_model 24"),
+        (dict(structure="multi_level_low_rank", ranks=()), "give one whole number"),
+        (dict(structure="multi_level_low_rank", block_sizes=(16, 8)), "names 2 levels .* mlr_rank_list 3"),
+        (dict(structure="multi_level_low_rank", block_sizes=(17, 8, 4)), "block of 17; blocks are 1 to block_size = 16"),
+        (dict(structure="multi_level_low_rank", block_sizes=(16, 8, 0)), "block of 0"),
+        (dict(structure="multi_level_low_rank", block_size=18), "multiple of 4, not 18; the nearest is 16"),
+        (dict(structure="low_rank_with_sliding_window", window=0), "sliding_block_size is 0"),
+        (dict(structure="low_rank_with_gswa", gswa_ranks=(8,)), "takes two ranks"),
+        (dict(structure="low_rank_with_sequential_gswa", layer_kinds=("MHA", "SW")), "has 'SW', there are MHA, SWA"),
+        (dict(structure="bilinear_MLBTC", mlbtc_family="toeplitz"), "no mlbtc_family 'toeplitz'"),
+        (dict(structure="bilinear_MLBTC", mlbtc_family="butterfly"), "power of two from 2 on, not 24"),
+        (dict(structure="bilinear_MLBTC", mlbtc_levels=((5, 1, 4, False),)), "24 input features do not split into 5"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_configurations_say_what_is_wrong(change, words):
+    with pytest.raises(BadInput, match=words):
+        dataclasses.replace(BASE, **change)
