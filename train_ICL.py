@@ -117,7 +117,8 @@ class InContextRegression(Experiment):
 
     def __init__(self, cfg):
         self.curriculum, self.baselines = cfg.curriculum(), None
-        training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)  # refuses a small pool
+        examples = training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)  # refuses a small pool
+        sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=1, **cfg.task())  # and a task that cannot be
         model_cfg = cfg.model_config(block_size=cfg.tokens)
         peak_lr = cfg.training_learning_rate
         super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims), peak_lr)

@@ -88,7 +88,7 @@ def parse_list(text, name, kind=int):
 def _parse(text):
     try:
         return literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
 
 

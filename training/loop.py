@@ -19,7 +19,7 @@ from training.run import Clock, Run, load_weights
 
 
 class NonFinite(RuntimeError):
-    """The loss is NaN or infinite."""
+    """The loss, its gradient or an evaluation is NaN or infinite."""
 
 
 class Experiment:
@@ -150,6 +150,8 @@ class Experiment:
             self.meter.add(losses, self.step)
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        if not self.scaler.is_enabled():  # which skips a step whose gradient overflows
+            self.meter.watch(self.grad_norm, self.step, "gradient")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,7 +169,7 @@ class Experiment:
         metrics = dict(
             self.summary(means),
             lr=self.peak_lr * self.lr_factor(self.step - 1),
-            grad_norm=self.grad_norm.item(),
+            grad_norm=norm if math.isfinite(norm := self.grad_norm.item()) else None,
             tokens_per_s=rate,
             mfu=mfu,
         )
@@ -178,12 +180,15 @@ class Experiment:
         print(f"step {self.step}/{cfg.max_iters}: {', '.join(words)}, ETA {format_time(eta)}", flush=True)
 
     def _evaluate(self):
+        self.meter.check()
         with self.clock.paused():
             self.model.eval()
             with torch.no_grad():
                 metrics = self.evaluate()
             self.model.train()
         words, value = self.headline(metrics)
+        if not math.isfinite(value):
+            raise NonFinite(f"the evaluation at step {self.step} is not finite")
         print(f"step {self.step}/{self.cfg.max_iters}: {words}", flush=True)
         self.run.log(**self._counted(), **metrics)
         improved, self.best = value < self.best, min(value, self.best)
@@ -206,28 +211,34 @@ class Experiment:
 
 
 class LossMeter:
-    """Mean losses between two progress lines, and the first step whose loss was not finite, kept on the device.
+    """Mean losses between two progress lines, and the first step at which something was not finite, kept on the device.
 
     Adding does not wait for the device; `read` and `check` do. Both raise NonFinite with the step.
     """
 
     def __init__(self):
-        self.totals, self.count, self.first_bad = {}, 0, None
+        self.totals, self.count, self.first_bad = {}, 0, {}
 
     def add(self, losses, step):
         for i, (name, value) in enumerate(losses.items()):
             value = value.detach().float()
             self.totals[name] = self.totals[name] + value if name in self.totals else value.clone()
             if i == 0:
-                if self.first_bad is None:
-                    self.first_bad = torch.full((), -1, dtype=torch.long, device=value.device)
-                bad = ~torch.isfinite(value) & (self.first_bad < 0)
-                self.first_bad = torch.where(bad, step, self.first_bad)
+                self.watch(value, step, "loss")
         self.count += 1
 
+    def watch(self, value, step, what):
+        """Note the first step at which `value` is not finite."""
+        if what not in self.first_bad:
+            self.first_bad[what] = torch.full((), -1, dtype=torch.long, device=value.device)
+        bad = ~torch.isfinite(value) & (self.first_bad[what] < 0)
+        self.first_bad[what] = torch.where(bad, step, self.first_bad[what])
+
     def check(self):
-        if self.first_bad is not None and self.first_bad >= 0:
-            raise NonFinite(f"the loss is not finite at step {int(self.first_bad)}")
+        bad = [(int(step), what) for what, step in self.first_bad.items() if step >= 0]
+        if bad:
+            step, what = min(bad, key=lambda item: item[0])
+            raise NonFinite(f"the {what} is not finite at step {step}")
 
     def read(self):
         """The means since the last reading."""

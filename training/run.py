@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ class Run:
         self.stop_requested = None
         self.saved = self._find_checkpoint()
         self.record, self.wandb = {}, None
+        if self._wants_wandb and find_spec("wandb") is None:
+            raise BadInput("wandb_log and wandb_entity need the package wandb: pip install wandb")
 
     def _find_checkpoint(self):
         cfg, path = self.settings, self.folder / "ckpt.pt"
@@ -59,7 +62,11 @@ class Run:
 
         parameters: (total, non-embedding). per_token: multiply-adds, a `model.Compute` divided by T.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"cannot make out_dir {self.folder}: {error.strerror}") from None
+        self._start_wandb()
         step = self.saved["step"] if self.saved else -1
         earlier = self._read_record() if self.saved else {}
         if self.saved is None:
@@ -83,7 +90,6 @@ class Run:
             flops_per_token=6 * per_token.macs,
         )
         self._write_record()
-        self._start_wandb()
         for s in STOP_SIGNALS:
             signal.signal(s, self._on_signal)
 
@@ -91,7 +97,7 @@ class Run:
         if self.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C does not wait
         self.stop_requested = signal.Signals(number).name
-        print(f"{self.stop_requested}: will save and stop after this step", flush=True)
+        os.write(2, f"{self.stop_requested}: will save and stop after this step\n".encode())  # print may be interrupted
 
     def log(self, **metrics):
         """Add one line to metrics.jsonl (and to W&B), keys as in DESIGN 9."""
@@ -133,12 +139,16 @@ class Run:
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
 
+    @property
+    def _wants_wandb(self):
+        return self.settings.wandb_log or bool(self.settings.wandb_entity)
+
     def _start_wandb(self):
-        cfg = self.settings
-        if not (cfg.wandb_log or cfg.wandb_entity):
+        if not self._wants_wandb:
             return
         import wandb
 
+        cfg = self.settings
         self.wandb = wandb.init(
             entity=cfg.wandb_entity or None,
             project=cfg.wandb_project,

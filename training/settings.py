@@ -64,8 +64,8 @@ class StructureSettings:
             d_model=self.d_model,
             n_head=self.d_model // self.d_head if self.n_head == -1 else self.n_head,
             block_size=self.block_size if block_size is None else block_size,
-            n_kv_head=_or_none(self.n_kv_head),
-            d_qk_head=_or_none(self.d_qk_head),
+            n_kv_head=self._or_none("n_kv_head"),
+            d_qk_head=self._or_none("d_qk_head"),
             causal=causal,
             link=self.link_function,
             qk_norm=self.do_qk_ln,
@@ -86,6 +86,13 @@ class StructureSettings:
             mlbtc_blocks=self.mlbtc_blocks,
         )
         return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)
+
+    def _or_none(self, name):
+        """-1 on the command line is "work it out"."""
+        value = getattr(self, name)
+        if value == 0 or value < -1:
+            raise BadInput(f"{name} is {value}, it must be at least 1, or -1")
+        return None if value == -1 else value
 
     def _weighting(self):
         if self.mlr_block_divide_by_num_levels:
@@ -116,17 +123,15 @@ class RunSettings:
     def __post_init__(self):
         if self.init_from not in ("scratch", "resume", "auto"):
             raise BadInput(f"init_from is '{self.init_from}', there are scratch, resume, auto")
-        at_least = dict(log_interval=1, **self.AT_LEAST)
+        at_least = dict(log_interval=1, seed=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0, **self.AT_LEAST)
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be at least {least}")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise BadInput(f"{name} is {getattr(self, name)}, it must be below 1")
 
     AT_LEAST: ClassVar[dict] = {}  # setting: least value, for each script to fill
-
-
-def _or_none(value):
-    """-1 on the command line is "work it out"."""
-    return None if value == -1 else value
 
 
 def _parse_levels(text):

@@ -1,0 +1,347 @@
+"""Run records as curves: reading them, choosing among them, naming them, and averaging over seeds (DESIGN 9).
+
+A curve is the mean of all runs whose settings agree but for the seed and what computes nothing. Runs that ended early,
+are missing or lack a metric are refused with the command that makes them.
+"""
+
+import difflib
+import itertools
+import json
+import math
+import shlex
+from ast import literal_eval
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from training.errors import BadInput
+
+STRUCTURES = {  # token_mixing_struct: (name, colour, marker); Okabe and Ito's colours, mustard for their yellow
+    "low_rank": ("standard", "#000000", "o"),
+    "low_rank_with_sliding_window": ("sliding window", "#56B4E9", "s"),
+    "low_rank_with_gswa": ("GSWA", "#009E73", "^"),
+    "low_rank_with_sequential_gswa": ("sequential GSWA", "#8F7A00", "v"),
+    "multi_level_low_rank": ("MLR", "#D55E00", "D"),
+    "bilinear_MLR": ("bilinear MLR", "#CC79A7", "P"),
+    "bilinear_BTT": ("bilinear BTT", "#0072B2", "X"),
+    "bilinear_MLBTC": ("bilinear MLBTC", "#E69F00", "*"),
+}
+IGNORED = {  # settings in which the runs of one curve may differ; runs of different lengths are different curves
+    "seed", "out_dir", "init_from", "overwrite", "device", "compile", "log_interval", "data_dir",
+    "wandb_log", "wandb_entity", "wandb_project", "wandb_run_name",
+    "eval_interval", "eval_iters", "eval_only", "eval_prompts", "eval_batch_size", "always_save_checkpoint",
+}  # fmt: skip
+SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps"}
+X_AXES = {  # key of metrics.jsonl: words of the axis
+    "non_emb_compute": "training FLOPs without embeddings",
+    "compute": "training FLOPs",
+    "paper_compute": "forward multiply-adds, the paper's count",
+    "seconds": "training time (s)",
+    "step": "steps",
+}
+CONFIGS = {  # script: the config file that the advice for a missing run names
+    "train.py": "config/struct_configs/train_struct_gpt2.py",
+    "train_ICL.py": "config/icl_configs/paper.py",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run's folder: the dict of run.json and the lines of metrics.jsonl."""
+
+    folder: Path
+    record: dict
+    metrics: list
+
+    @property
+    def settings(self):
+        return self.record["settings"]
+
+    @property
+    def status(self):
+        return self.record["status"]
+
+    @property
+    def structure(self):
+        return self.settings["token_mixing_struct"]
+
+    def command(self, *flags):
+        """The command line that made the run, its flags for starting afresh replaced by `flags`."""
+        argv = [a for a in self.record["argv"] if not a.startswith(("--init_from=", "--overwrite="))]
+        return shlex.join(["python", *argv, *flags])
+
+    @cached_property
+    def evaluated(self):
+        """{metric: {step: line}}; a step logged twice counts as it was logged last."""
+        found = {}
+        for line in self.metrics:
+            for name in line:
+                found.setdefault(name, {})[line["step"]] = line
+        return found
+
+    def series(self, metric, x="step"):
+        """{step: (x, metric)} of the lines that hold both. Raises BadInput if there are none or one is not finite."""
+        pairs = {step: (line[x], line[metric]) for step, line in self.evaluated.get(metric, {}).items() if x in line}
+        if not pairs:
+            raise self._lacks(x if metric in self.evaluated else metric)
+        for step, pair in pairs.items():
+            self._check_finite(pair, f"{metric} or {x}", step)
+        return pairs
+
+    def last(self, metric):
+        """(step, list) of the last line that holds `metric`. Raises BadInput as `series` does."""
+        if metric not in self.evaluated:
+            raise self._lacks(metric)
+        step, line = max(self.evaluated[metric].items())
+        self._check_finite(line[metric], metric, step)
+        return step, line[metric]
+
+    def _lacks(self, metric):
+        return BadInput(f"{self.folder} has no {metric}; make it again with: {self.command('--overwrite=True')}")
+
+    def _check_finite(self, values, what, step):
+        if not np.isfinite(np.asarray(values, float)).all():
+            raise BadInput(f"{self.folder}: {what} is not finite at step {step}")
+
+
+def load_run(folder):
+    """The run in a folder, finished or not; a last line of metrics cut short by a kill is left out."""
+    folder, path = Path(folder), Path(folder) / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read ({type(error).__name__}); make its run again") from None
+    lacking = [k for k in ("command", "argv", "settings", "status") if k not in record]
+    if lacking:
+        raise BadInput(f"{path} is not the record of a run: it has no {', '.join(lacking)}")
+    run = Run(folder, record, _read_lines(folder / "metrics.jsonl"))
+    if run.structure not in STRUCTURES:
+        raise BadInput(f"{path}: no name for token_mixing_struct '{run.structure}' in plots/records.py")
+    return run
+
+
+def _read_lines(path):
+    texts, lines = path.read_text().splitlines() if path.exists() else [], []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            if number < len(texts):
+                raise BadInput(f"{path}, line {number} is damaged") from None
+    return lines
+
+
+def find_runs(paths, script="train.py"):
+    """All runs of `paths`, each once: run folders, or folders with run folders at any depth.
+
+    Raises BadInput naming the paths that hold no run, with the command of `script` that would make one there.
+    """
+    folders, empty = {}, []
+    for path in map(Path, paths):
+        found = [path / "run.json"] if (path / "run.json").exists() else sorted(path.rglob("run.json"))
+        for record in found:
+            folders.setdefault(record.parent.resolve(), record.parent)
+        if not found:
+            empty.append(path)
+    if empty:
+        how = [f"no run in {path}; make it with: python {script} {CONFIGS[script]} --out_dir={path}" for path in empty]
+        raise BadInput("\n".join(how))
+    return [load_run(folder) for folder in sorted(folders.values())]
+
+
+def select(runs, wanted):
+    """Runs whose settings have the wanted values: {name: [value, ..]}, any of them."""
+    for name, values in wanted.items():
+        known = sorted({key for run in runs for key in run.settings})
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise BadInput(f"the runs have no setting '{name}'" + (f", did you mean '{near[0]}'?" if near else ""))
+        there = sorted({run.settings[name] for run in runs if name in run.settings}, key=repr)
+        runs = [run for run in runs if name in run.settings and run.settings[name] in values]
+        if not runs:
+            raise BadInput(f"no run has {name} = {_either(values)}; there is {_either(there)}")
+    return runs
+
+
+def parse_wanted(texts):
+    """["d_model=64", "d_model=128"] -> {"d_model": [64, 128]}."""
+    wanted = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise BadInput(f"--only {text}: settings are chosen as NAME=VALUE")
+        values = wanted.setdefault(name, [])
+        values.append(value)
+        try:
+            values.append(literal_eval(value))
+        except (ValueError, SyntaxError):
+            continue
+    return wanted
+
+
+def check_finished(runs, script):
+    """Raises BadInput if a run is of another script or not finished, with the commands that would finish them."""
+    for run in runs:
+        if run.record["command"] != script:
+            raise BadInput(f"{run.folder} is a run of {run.record['command']}, this picture is made from runs of {script}")
+    advice = []
+    for run in runs:
+        if run.status != "finished":
+            step = run.metrics[-1]["step"] if run.metrics else 0
+            go_on = "resume" if (run.folder / "ckpt.pt").exists() else "auto"
+            where = f"{run.folder} is not finished ({run.status}, step {step} of {run.settings['max_iters']})"
+            advice.append(f"{where}; go on with: {run.command(f'--init_from={go_on}')}")
+    if advice:
+        raise BadInput("\n".join(advice))
+
+
+def check_same(runs, names):
+    """Raises BadInput unless the runs agree in these settings: what they measure can then share an axis."""
+    for name in names:
+        there = sorted({run.settings[name] for run in runs if name in run.settings}, key=repr)
+        if len(there) > 1:
+            raise BadInput(f"the runs differ in {name} ({_either(there)}); choose with --only {name}={there[0]}")
+
+
+def read_runs(paths, script, only=()):
+    """What a script draws: the finished runs of `script` in `paths` that have the settings `only` asks for."""
+    runs = find_runs(paths, script)
+    chosen = select(runs, parse_wanted(only))
+    if len(chosen) < len(runs):
+        print(f"{len(runs) - len(chosen)} of {len(runs)} runs left out by --only")
+    check_finished(chosen, script)
+    return chosen
+
+
+@dataclass
+class Curve:
+    """The runs of one curve and their name: the structure, and in `variant` what tells it from others of its structure.
+
+    x: where the mean over seeds is known; mean, low, high: the mean and the extremes there; steps: the training steps.
+    """
+
+    runs: list
+    variant: str
+    x: np.ndarray = None
+    mean: np.ndarray = None
+    low: np.ndarray = None
+    high: np.ndarray = None
+    steps: list = None
+
+    @property
+    def structure(self):
+        return self.runs[0].structure
+
+    @property
+    def label(self):
+        return ", ".join(filter(None, (STRUCTURES[self.structure][0], self.variant)))
+
+    @property
+    def d_model(self):
+        return self.runs[0].settings["d_model"]
+
+    @property
+    def seeds(self):
+        return [run.settings["seed"] for run in self.runs]
+
+    def set(self, x, values):
+        """x: (n,) or (seeds, n); values: (seeds, n)."""
+        x, values = np.asarray(x, float), np.asarray(values, float)
+        self.x = x.mean(0) if x.ndim == 2 else x
+        self.mean, self.low, self.high = values.mean(0), values.min(0), values.max(0)
+
+
+def group(runs):
+    """Curves without numbers, in the order of STRUCTURES and then of width; all labels differ.
+
+    A width is named where several are drawn; another setting where it tells apart curves of one structure and width.
+    Raises BadInput for the same seed twice in a curve.
+    """
+    groups = {}
+    for run in runs:
+        key = {k: v for k, v in run.settings.items() if k not in IGNORED}
+        groups.setdefault(json.dumps([run.record["command"], key], sort_keys=True), []).append(run)
+    groups = sorted((sorted(g, key=lambda r: r.settings["seed"]) for g in groups.values()), key=_order)
+    for g in groups:
+        for a, b in itertools.pairwise(g):
+            if a.settings["seed"] == b.settings["seed"]:
+                raise BadInput(f"{a.folder} and {b.folder} are the same run, seed {a.settings['seed']}; give one of them")
+    widths = len({g[0].settings["d_model"] for g in groups}) > 1
+    curves = []
+    for g in groups:
+        alike = [h[0].settings for h in groups if h[0].structure == g[0].structure]
+        names = ["d_model"] if widths else []
+        names += [n for n in _telling(alike) if n not in IGNORED | {"d_model"}]
+        curves.append(Curve(g, ", ".join(f"{SHORT.get(n, n)} = {_text(g[0].settings.get(n))}" for n in names)))
+    return curves
+
+
+def _telling(alike):
+    """Names of the settings that differ between two of these that have the same width."""
+    names = {}
+    for a, b in itertools.combinations(alike, 2):
+        if a["d_model"] == b["d_model"]:
+            names |= {n: True for n in [*a, *b] if a.get(n) != b.get(n)}
+    return list(names)
+
+
+def _order(runs):
+    settings = runs[0].settings
+    return list(STRUCTURES).index(runs[0].structure), settings["d_model"], json.dumps(settings, sort_keys=True)
+
+
+def learning_curves(runs, metric, x):
+    """A Curve for each group of runs: `metric` over `x`, from the first step on, at the steps all its seeds evaluated."""
+    curves = group(runs)
+    for curve in curves:
+        series = [run.series(metric, x) for run in curve.runs]
+        curve.steps = sorted(s for s in set.intersection(*map(set, series)) if s > 0)
+        if not curve.steps:
+            folders = ", ".join(str(run.folder) for run in curve.runs)
+            raise BadInput(f"no step after the first at which {metric} is known for all of {folders}")
+        points = np.array([[s[step] for step in curve.steps] for s in series], float)  # (seeds, n, 2)
+        curve.set(points[..., 0], points[..., 1])
+    return curves
+
+
+def fit_power_law(x, y):
+    """(a, b) of y = a x^-b by least squares on the logarithms."""
+    slope, offset = np.polyfit(np.log(x), np.log(y), 1)
+    return math.exp(offset), -slope
+
+
+def table(header, rows):
+    """Text columns, each as wide as its widest entry; the first flushes left."""
+    rows = [header, *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = (
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def final_table(curves, y, x="step"):
+    """The last point of every curve: its seeds, its step, where it is on the x axis, its mean and its extremes."""
+    header = ["curve", "runs", "seeds", "step", *([] if x == "step" else [x]), y, "lowest", "highest"]
+    rows = [header]
+    for c in curves:
+        at = [] if x == "step" else [f"{c.x[-1]:.3g}"]
+        numbers = [f"{v[-1]:.4g}" for v in (c.mean, c.low, c.high)]
+        rows.append([c.label, str(len(c.runs)), " ".join(map(str, c.seeds)), f"{c.steps[-1]:,}", *at, *numbers])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+def _text(value):
+    return f"{value:,}" if type(value) is int else f"{value:g}" if type(value) is float else str(value)
+
+
+def _either(values):
+    return " or ".join(map(str, dict.fromkeys(map(str, values))))

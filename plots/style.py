@@ -1,0 +1,127 @@
+"""How every figure looks: one column wide, no pyplot, the same bytes for the same numbers."""
+
+import itertools
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from plots.records import STRUCTURES
+from training.errors import BadInput
+
+COLUMN = 3.3  # inches
+LINES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))]  # one for every variant of the structures
+GREY = "#777777"
+RC = {
+    "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.3,
+    "legend.frameon": False, "savefig.dpi": 300, "svg.hashsalt": "structured-attention",
+}  # fmt: skip
+
+
+@contextmanager
+def picture(out, panels=1, height=3.1):
+    """Gives the axes of `panels` panels side by side, saves them as PNG and SVG at the end and prints the paths.
+
+    Nothing is written if the body raises. Raises BadInput for an `out` that is not a .png or .svg path.
+    """
+    out = Path(out)
+    if out.suffix not in ("", ".png", ".svg"):
+        raise BadInput(f"--out {out}: the picture is written as PNG and SVG, give a name that ends in .png")
+    with matplotlib.style.context(["default", RC]):
+        figure = Figure(figsize=(COLUMN * panels, height), layout="constrained")
+        yield list(figure.subplots(1, panels, squeeze=False)[0])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, metadata in {".png": {}, ".svg": {"Date": None}}.items():
+            figure.savefig(out.with_suffix(suffix), metadata=metadata)
+            print(out.with_suffix(suffix))
+
+
+def draw_curves(ax, curves, markers):
+    """A line for every curve, a band from the lowest seed to the highest, a marker at the points `markers(n)`."""
+    lines = line_styles(curves)
+    for curve in curves:
+        _, colour, marker = STRUCTURES[curve.structure]
+        ax.plot(
+            curve.x, curve.mean, color=colour, linestyle=lines[curve.variant], marker=marker, markersize=4.5,
+            markevery=markers(len(curve.x)), markeredgecolor="white", markeredgewidth=0.4, label=curve.label,
+        )  # fmt: skip
+        if len(curve.runs) > 1:
+            ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def line_styles(curves):
+    """{variant: line style}; raises BadInput if there are more variants than styles to tell them apart."""
+    variants = list(dict.fromkeys(c.variant for c in curves if c.variant))
+    if len(variants) > len(LINES):
+        raise BadInput(
+            f"{len(variants)} kinds of run per structure are too many for one picture ({'; '.join(variants)}); "
+            "choose with --only NAME=VALUE"
+        )
+    return dict(zip(variants, LINES, strict=False)) | {"": "-"}
+
+
+def legend(ax, curves, notes=None):
+    """Below the axes: colour and marker of every structure, then the line of every variant.
+
+    notes: {structure: text to add to its name}.
+    """
+    lines, notes = line_styles(curves), notes or {}
+    handles = []
+    for structure in dict.fromkeys(c.structure for c in curves):
+        name, colour, marker = STRUCTURES[structure]
+        label = name + notes.get(structure, "")
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=4.5, markeredgecolor="white",
+                              markeredgewidth=0.4, label=label))  # fmt: skip
+    handles += [Line2D([], [], color="black", linewidth=1, linestyle=lines[v], label=v)
+                for v in dict.fromkeys(c.variant for c in curves if c.variant)]  # fmt: skip
+    columns = 2 if len(handles) > 1 else 1
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=columns, handlelength=2.6,
+              columnspacing=1.2, labelspacing=0.35, borderaxespad=0)  # fmt: skip
+
+
+def log_ticks(axis):
+    """Ticks of a log axis that can be read over a tenth of a decade as well as over ten. Call it when all is drawn."""
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low)
+    if decades < 0.9:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.5 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def tick_text(value):
+    """0.05 -> 0.05, 20000 -> 2 x 10^4 in mathtext."""
+    if value <= 0:
+        return ""
+    if 1e-2 <= value < 1e4:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = f"10^{{{int(exponent)}}}"
+    return f"${power}$" if float(mantissa) == 1 else f"${float(mantissa):g}\\times{power}$"
+
+
+def label_ends(ax, ends):
+    """Grey words right of the axes at heights ends = {text: y > 0}, moved apart where they would overlap.
+
+    Call it when the scale and the limits stand; what ends above or below them gets an arrow.
+    """
+    gap = 0.06  # of the height of the axes
+    low, high = (math.log(y) for y in ax.get_ylim())
+    places = sorted([(math.log(y) - low) / (high - low), text] for text, y in ends.items())
+    for place in places:
+        place[1] += " \u2193" if place[0] < 0 else " \u2191" if place[0] > 1 else ""
+        place[0] = min(max(place[0], 0.0), 1.0)
+    for _ in range(100):
+        for a, b in itertools.pairwise(places):
+            push = max(0.0, gap - (b[0] - a[0])) / 2
+            a[0], b[0] = a[0] - push, b[0] + push
+    for place, text in places:
+        ax.text(1.02, place, text, transform=ax.transAxes, va="center", fontsize=6.5, color="#555555")

@@ -1,0 +1,128 @@
+"""What the tests of training share: a tiny corpus, tiny commands, runs that get interrupted, and what makes two runs equal."""
+
+import itertools
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.corpus import CHARACTERS, CorpusWriter
+
+STRUCTURES = {  # token_mixing_struct: what it needs at head width 8 and block_size 16
+    "low_rank": {},
+    "low_rank_with_sliding_window": dict(sliding_block_size=5),
+    "low_rank_with_gswa": dict(gswa_rank_list="4|4", sliding_block_size=5),
+    "low_rank_with_sequential_gswa": dict(sequential_GSWA_layer_list="MHA|SWA", sliding_block_size=5),
+    "multi_level_low_rank": dict(mlr_rank_list="4|2|2", mlr_block_divide_by_num_levels=True),
+    "bilinear_MLR": dict(mlr_rank_list="4|2|2", bilinear_mlr_muP_attn_logits_scaling=True),
+    "bilinear_BTT": dict(btt_tt_rank=2, bilinear_btt_muP_attn_logits_scaling=True),
+    "bilinear_MLBTC": dict(mlbtc_levels="4:4:8:stride|1:1:2"),
+}
+TINY = dict(n_layer=2, n_head=2, d_model=16, device="cpu", warmup_iters=2, log_interval=2, eval_interval=4, max_iters=6)
+TINY_LM = dict(
+    TINY, dataset="text", block_size=16, batch_size=2, gradient_accumulation_steps=2, eval_iters=2, dropout=0.2, init_lr=0.01
+)
+TINY_ICL = dict(  # 4 dims, 8 pairs, 16 tokens; dims and points grow at steps 2 and 4
+    TINY, n_dims=4, batch_size=4, training_num_training_examples=64, eval_prompts=8, training_learning_rate=0.01, dropout=0.2,
+    mlr_rank_list="4|2|2", training_curriculum_dims_start=2, training_curriculum_dims_interval=2,
+    training_curriculum_points_start=4, training_curriculum_points_interval=2,
+)  # fmt: skip
+
+
+def flags(*settings, **more):
+    """Dicts of settings, the later one winning, as --key=value."""
+    merged = dict(itertools.chain.from_iterable(s.items() for s in (*settings, more)))
+    return [f"--{key}={value}" for key, value in merged.items()]
+
+
+def write_corpus(folder, tokens=400):
+    """A corpus of 96 symbols with some pattern to learn."""
+    rng = np.random.default_rng(0)
+    with CorpusWriter(folder, dict(CHARACTERS)) as writer:
+        for split in ("train", "val"):
+            writer.add(split, np.sort(rng.integers(96, size=(tokens // 8, 8)), axis=1).ravel())
+        writer.finish()
+
+
+def metrics(out_dir):
+    return [json.loads(line) for line in (Path(out_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def record(out_dir):
+    return json.loads((Path(out_dir) / "run.json").read_text())
+
+
+def checkpoint(out_dir):
+    return torch.load(Path(out_dir) / "ckpt.pt", weights_only=True)
+
+
+def timeless(lines):
+    """Metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s")} for line in lines]
+
+
+def assert_equal(got, want, where):
+    """Equal types, numbers and tensors, bit for bit, all the way down; the difference's place in the failure."""
+    assert type(got) is type(want), where
+    if isinstance(want, dict):
+        assert list(got) == list(want), where
+        for key in want:
+            assert_equal(got[key], want[key], f"{where}.{key}")
+    elif isinstance(want, list | tuple):
+        assert len(got) == len(want), where
+        for i, (g, w) in enumerate(zip(got, want, strict=True)):
+            assert_equal(g, w, f"{where}[{i}]")
+    elif isinstance(want, torch.Tensor):
+        assert torch.equal(got, want), where
+    else:
+        assert got == want, where
+
+
+def assert_same_checkpoint(got_dir, want_dir):
+    got, want = checkpoint(got_dir), checkpoint(want_dir)
+    for state in (got, want):
+        del state["seconds"], state["settings"]
+    assert_equal(got, want, "checkpoint")
+
+
+def assert_same_run(got_dir, want_dir):
+    """The same end bit for bit, and the same lines on the way."""
+    assert_same_checkpoint(got_dir, want_dir)
+    assert_equal(timeless(metrics(got_dir)), timeless(metrics(want_dir)), "metrics.jsonl")
+    assert record(got_dir)["status"] == record(want_dir)["status"] == "finished"
+
+
+def stops(main, argv):
+    """The exit status of a command that ends with one."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    return stop.value.code
+
+
+def at_step(monkeypatch, experiment, step, action):
+    """Before the first micro-batch of a step, counted from 0, do something."""
+    loss = experiment.loss
+
+    def patched(self, now, micro):
+        if now == step and micro == 0:
+            action()
+        return loss(self, now, micro)
+
+    monkeypatch.setattr(experiment, "loss", patched)
+
+
+def signal_at(monkeypatch, experiment, step, number):
+    at_step(monkeypatch, experiment, step, lambda: os.kill(os.getpid(), number))
+
+
+def child(target, *args):
+    """A process forked from a clean one that has the scripts imported: it may be killed, and starts at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "train_ICL"])
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process

@@ -1,0 +1,598 @@
+"""train.py: exact resumes, kills, stops, losses that are not finite, the records, and the paper's commands at tiny size."""
+
+import errno
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import (
+    STRUCTURES,
+    TINY_LM,
+    assert_same_checkpoint,
+    assert_same_run,
+    at_step,
+    checkpoint,
+    child,
+    flags,
+    metrics,
+    record,
+    signal_at,
+    stops,
+    timeless,
+    write_corpus,
+)
+
+import train
+from training import run as run_module
+from training.run import Run, load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+RECORD = (
+    "command argv settings commit dirty versions device started resumed finished status parameters "
+    "paper_macs_per_token flops_per_token"
+).split()
+COUNTED = "step seconds tokens compute non_emb_compute paper_compute".split()
+PROGRESS = [*COUNTED, "train/loss", "lr", "grad_norm", "tokens_per_s", "mfu"]
+EVALUATION = [*COUNTED, "val/loss"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_corpus(folder / "text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def argv(data_dir):
+    """The flags of a tiny run; `argv(key=value, ..)` changes some."""
+    return lambda *settings, **more: flags(TINY_LM, dict(data_dir=data_dir), *settings, more)
+
+
+@pytest.fixture(scope="module")
+def whole(argv, tmp_path_factory):
+    """A run of six steps that nothing interrupted."""
+    out_dir = tmp_path_factory.mktemp("whole") / "run"
+    train.main(argv(out_dir=out_dir))
+    return out_dir
+
+
+# --- exact resume ---
+
+
+@pytest.mark.parametrize("structure", ["low_rank", "multi_level_low_rank", "bilinear_BTT"])
+def test_three_steps_and_three_more_equal_six(structure, argv, tmp_path, monkeypatch):
+    """Stopped at step 3, neither a progress line's nor an evaluation's, with dropout and gradient accumulation."""
+    settings = dict(STRUCTURES[structure], token_mixing_struct=structure)
+    train.main(argv(settings, out_dir=tmp_path / "six"))
+    signal_at(monkeypatch, train.LanguageModelling, 2, signal.SIGTERM)
+    assert stops(train.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGTERM
+    assert checkpoint(tmp_path / "parts")["step"] == 3
+    train.main(argv(settings, out_dir=tmp_path / "parts", init_from="resume"))
+    assert_same_run(tmp_path / "parts", tmp_path / "six")
+    assert [r["step"] for r in record(tmp_path / "parts")["resumed"]] == [3]
+
+
+def test_a_finished_run_goes_on_with_more_steps(argv, whole, tmp_path):
+    train.main(argv(out_dir=tmp_path, max_iters=3))
+    train.main(argv(out_dir=tmp_path, max_iters=6, init_from="resume"))
+    assert_same_checkpoint(tmp_path, whole)
+    got, want = ([m for m in metrics(d) if "val/loss" in m and m["step"] != 3] for d in (tmp_path, whole))
+    assert timeless(got) == timeless(want)
+
+
+def test_every_random_number_is_a_function_of_the_checkpoint(argv, whole, tmp_path, monkeypatch):
+    """A stop after every single step, numpy's and torch's global generators disturbed in between."""
+    for step in range(5):
+        with monkeypatch.context() as patch:
+            signal_at(patch, train.LanguageModelling, step, signal.SIGTERM)
+            assert stops(train.main, argv(out_dir=tmp_path / "parts", init_from="auto")) == 128 + signal.SIGTERM
+        torch.manual_seed(step)
+    train.main(argv(out_dir=tmp_path / "parts", init_from="auto"))
+    assert_same_run(tmp_path / "parts", whole)
+
+
+def test_auto_starts_and_then_resumes(argv, whole, tmp_path, capsys):
+    train.main(argv(out_dir=tmp_path, max_iters=4, init_from="auto"))
+    assert "resuming" not in capsys.readouterr().out
+    train.main(argv(out_dir=tmp_path, max_iters=6, init_from="auto"))
+    assert "at step 4" in capsys.readouterr().out
+    assert_same_run(tmp_path, whole)
+    train.main(argv(out_dir=tmp_path, max_iters=6, init_from="auto"))  # nothing left to do
+    assert_same_run(tmp_path, whole)
+
+
+def test_auto_starts_anew_where_a_run_was_killed_before_its_first_checkpoint(argv, whole, tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"st')
+    train.main(argv(out_dir=tmp_path, init_from="auto"))
+    assert_same_run(tmp_path, whole)
+
+
+def test_free_settings_may_change_at_a_resume(argv, whole, tmp_path):
+    train.main(argv(out_dir=tmp_path, max_iters=4))
+    train.main(argv(out_dir=tmp_path, init_from="resume", eval_iters=3, wandb_project="other"))
+    for name, tensor in checkpoint(whole)["model"].items():
+        assert torch.equal(checkpoint(tmp_path)["model"][name], tensor), name
+
+
+# --- kills ---
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_save(moment, call, argv):
+    """Train, and die at one moment of the call-th checkpoint."""
+    counts, save, fsync, replace = {}, torch.save, os.fsync, os.replace
+
+    def due(here):
+        counts[here] = counts.get(here, 0) + 1
+        return here == moment and counts[here] == call
+
+    def half_save(state, file):
+        if due("before"):
+            kill_self()
+        whole = io.BytesIO()
+        save(state, whole)
+        half = len(whole.getvalue()) // 2
+        file.write(whole.getvalue()[:half])
+        if due("half written"):
+            file.flush()
+            kill_self()
+        file.write(whole.getvalue()[half:])
+
+    def sync(descriptor):
+        if due("not flushed"):
+            kill_self()
+        fsync(descriptor)
+
+    def rename(source, target):
+        checkpoint = str(target).endswith("ckpt.pt")
+        if checkpoint and due("not renamed"):
+            kill_self()
+        replace(source, target)
+        if checkpoint and due("renamed"):
+            kill_self()
+
+    torch.save, os.fsync, os.replace = half_save, sync, rename
+    train.main(argv)
+
+
+@pytest.mark.parametrize("moment", ["before", "half written", "not flushed", "not renamed", "renamed"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_at_any_moment_of_a_checkpoint(moment, call, argv, tmp_path):
+    train.main(argv(out_dir=tmp_path / "whole", eval_interval=2))
+    process = child(die_in_save, moment, call, argv(out_dir=tmp_path / "run", eval_interval=2))
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    saved = 2 * (call if moment == "renamed" else call - 1)
+    if saved:
+        assert load_checkpoint(tmp_path / "run" / "ckpt.pt")["step"] == saved
+    else:
+        assert not (tmp_path / "run" / "ckpt.pt").exists()
+    assert metrics(tmp_path / "run")[-1]["step"] == 2 * call  # logged before the checkpoint
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as f:
+        f.write('{"step": 4, "val/lo')
+    train.main(argv(out_dir=tmp_path / "run", eval_interval=2, init_from="auto"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def train_quietly(argv):
+    sys.stdout = sys.stderr = io.StringIO()
+    train.main(argv)
+
+
+def test_kills_at_random_moments(argv, tmp_path):
+    """kill -9 until a run got through, a checkpoint at every step: it equals the uninterrupted one."""
+    settings = dict(max_iters=40, eval_interval=1, eval_iters=1)
+    train.main(argv(settings, out_dir=tmp_path / "whole"))
+    draw, kills = random.Random(0), 0
+    for attempt in range(100):
+        process = child(train_quietly, argv(settings, out_dir=tmp_path / "run", init_from="auto"))
+        process.join(draw.uniform(0.05, 0.6) if attempt < 8 else 60)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        elif process.exitcode == 0:
+            break
+    assert kills, "the run was over before it could be killed"
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped_at_a_resume(argv, whole, tmp_path):
+    train.main(argv(out_dir=tmp_path, max_iters=4))
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 5, "val/loss": 1.0}\n{"step": 6, "val/loss": 2.0}\n{"step": 4, "val/lo')
+    train.main(argv(out_dir=tmp_path, init_from="resume"))
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(argv, whole, tmp_path, monkeypatch):
+    train.main(argv(out_dir=tmp_path, max_iters=4))
+    before = (tmp_path / "ckpt.pt").read_bytes()
+
+    def full(state, file):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.torch, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            train.main(argv(out_dir=tmp_path, init_from="resume"))
+    assert (tmp_path / "ckpt.pt").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt.pt", "metrics.jsonl", "run.json"]
+    assert "No space left" in record(tmp_path)["status"]
+    train.main(argv(out_dir=tmp_path, init_from="resume"))
+    assert_same_run(tmp_path, whole)
+
+
+# --- stops ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_signal_saves_and_stops(number, step, argv, whole, tmp_path, monkeypatch, capfd):
+    handlers = {n: signal.getsignal(n) for n in run_module.STOP_SIGNALS}
+    signal_at(monkeypatch, train.LanguageModelling, step, number)
+    assert stops(train.main, argv(out_dir=tmp_path)) == 128 + number
+    said = capfd.readouterr()
+    assert f"stopped: {number.name} at step {step + 1}; go on with --init_from=resume" in said.out
+    assert f"{number.name}: will save and stop after this step" in said.err
+    assert record(tmp_path)["status"] == f"stopped: {number.name}"
+    assert record(tmp_path)["finished"]
+    assert {n: signal.getsignal(n) for n in run_module.STOP_SIGNALS} == handlers
+    monkeypatch.undo()
+    train.main(argv(out_dir=tmp_path, init_from="resume"))
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_signal_during_the_evaluation_at_the_start(argv, whole, tmp_path, monkeypatch):
+    evaluate = train.LanguageModelling.evaluate
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.LanguageModelling, "evaluate", interrupted)
+        assert stops(train.main, argv(out_dir=tmp_path)) == 128 + signal.SIGTERM
+    assert checkpoint(tmp_path)["step"] == 0
+    train.main(argv(out_dir=tmp_path, init_from="resume"))
+    assert_same_run(tmp_path, whole)
+
+
+def test_the_second_interrupt_does_not_wait(argv, tmp_path, monkeypatch):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, train.LanguageModelling, 2, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(argv(out_dir=tmp_path))
+    assert record(tmp_path)["status"].startswith("failed: KeyboardInterrupt")
+
+
+def test_a_signal_while_a_line_is_printed(argv, tmp_path, monkeypatch):
+    """The handler may run inside a write to stdout, which cannot be entered twice."""
+
+    class Interrupted(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if b"step 2/6" in bytes(data):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return len(data)
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
+    assert stops(train.main, argv(out_dir=tmp_path)) == 128 + signal.SIGTERM
+    assert record(tmp_path)["status"] == "stopped: SIGTERM"
+
+
+def test_the_command_stops_at_sigterm(argv, tmp_path):
+    """The whole command, as a job scheduler sees it; and what it need not import."""
+    script = (
+        "import sys; sys.argv[0] = 'train.py'; import train, train_ICL, atexit; "
+        "atexit.register(lambda: print([m for m in ('wandb', 'datasets', 'tiktoken', 'matplotlib') if m in sys.modules])); "
+        "train.main()"
+    )
+    command = [sys.executable, "-c", script, *argv(out_dir=tmp_path, max_iters=1_000_000, eval_interval=1_000_000)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped: SIGTERM at step" in rest
+    assert rest.splitlines()[-1] == "[]"
+    assert record(tmp_path)["argv"][0] == "train.py"
+    assert checkpoint(tmp_path)["step"] >= 4
+
+
+# --- what is not finite ---
+
+
+def spoil_loss(value):
+    def spoil(self, losses):
+        return {name: loss * value for name, loss in losses.items()}
+
+    return spoil
+
+
+def spoil_gradient(self, losses):
+    """A finite loss with an infinite gradient."""
+    weight = self.model.lm_head.weight
+    zero = (weight - weight.detach()).abs().sqrt().sum()  # 0, with slope infinity at 0
+    return {name: loss + zero for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [(spoil_loss(float("nan")), "loss"), (spoil_loss(float("inf")), "loss"), (spoil_gradient, "gradient")],
+    ids=["nan", "inf", "gradient"],
+)
+@pytest.mark.parametrize("bad", [2, 4, 5])
+def test_a_loss_that_is_not_finite(spoil, what, bad, argv, whole, tmp_path, monkeypatch, capsys):
+    """The run fails before it saves or logs; what was saved at step 2 is good."""
+    if bad == 2:
+        expected = 2
+    else:
+        expected = 4
+    loss = train.LanguageModelling.loss
+
+    def spoiled(self, step, micro):
+        losses = loss(self, step, micro)
+        return spoil(self, losses) if step == bad and micro == 1 else losses
+
+    settings = dict(eval_interval=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.LanguageModelling, "loss", spoiled)
+        assert stops(train.main, argv(settings, out_dir=tmp_path)) == 1
+    why = f"the {what} is not finite at step {bad}"
+    assert f"error: {why}; {tmp_path}/ckpt.pt is the last good checkpoint" in capsys.readouterr().err
+    assert record(tmp_path)["status"] == f"failed: {why}"
+    assert checkpoint(tmp_path)["step"] == expected
+    assert all(t.isfinite().all() for t in checkpoint(tmp_path)["model"].values())
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    train.main(argv(settings, out_dir=tmp_path, init_from="resume"))
+    assert_same_checkpoint_but_for_best(tmp_path, whole)
+
+
+def assert_same_checkpoint_but_for_best(got_dir, want_dir):
+    """Evaluating more often changes nothing but the number of evaluations."""
+    got, want = checkpoint(got_dir), checkpoint(want_dir)
+    assert got["step"] == want["step"]
+    assert all(torch.equal(got["model"][name], tensor) for name, tensor in want["model"].items())
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_by_a_stop(argv, tmp_path, monkeypatch, capsys):
+    loss = train.LanguageModelling.loss
+
+    def spoiled(self, step, micro):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {name: value * float("nan") for name, value in loss(self, step, micro).items()}
+
+    monkeypatch.setattr(train.LanguageModelling, "loss", spoiled)
+    assert stops(train.main, argv(out_dir=tmp_path, log_interval=100)) == 1
+    assert "the loss is not finite at step 0; no checkpoint was written before" in capsys.readouterr().err
+    assert not (tmp_path / "ckpt.pt").exists()
+
+
+def test_an_evaluation_that_is_not_finite(argv, tmp_path, monkeypatch, capsys):
+    evaluate = train.LanguageModelling.evaluate
+    broken = {"val/loss": float("nan")}
+    monkeypatch.setattr(train.LanguageModelling, "evaluate", lambda self: broken if self.step == 4 else evaluate(self))
+    assert stops(train.main, argv(out_dir=tmp_path, eval_interval=2)) == 1
+    assert "the evaluation at step 4 is not finite" in capsys.readouterr().err
+    assert checkpoint(tmp_path)["step"] == 2
+
+
+def test_float16_skips_a_step_whose_gradient_overflows(argv, tmp_path):
+    """The scale starts at 65536 and halves; a skipped step is no failure, and the record stays plain JSON."""
+    train.main(argv(out_dir=tmp_path, dtype="float16", log_interval=1, init_lr=1e-3))
+    assert record(tmp_path)["status"] == "finished"
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "Infinity" not in text
+    assert "NaN" not in text
+
+
+# --- records ---
+
+
+def test_the_record_before_the_first_step_and_after_the_last(argv, tmp_path, monkeypatch):
+    seen = {}
+    at_step(monkeypatch, train.LanguageModelling, 0, lambda: seen.update(record(tmp_path)))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--some=flag"])
+    train.main(argv(out_dir=tmp_path, seed=7))
+    end = record(tmp_path)
+    assert list(seen) == list(end) == RECORD
+    assert (seen["status"], seen["finished"]) == ("running", None)
+    assert end["status"] == "finished"
+    assert end["finished"] >= end["started"] == seen["started"]
+    assert end["command"] == "train.py"
+    assert end["argv"] == ["train.py", "--some=flag"]
+    assert end["versions"].keys() == {"python", "torch", "triton", "structured-attention"}
+    assert end["versions"]["torch"] == torch.__version__
+    assert len(end["commit"] or "0" * 40) == 40
+    assert end["dirty"] in (True, False, None)
+    assert "cpu" in end["device"]
+    settings = train.Settings(**end["settings"])
+    assert (settings.seed, settings.init_lr, settings.mlr_rank_list) == (7, 0.01, "32|8|6|4|4|4|4|2")
+    blocks = 2 * (12 * 16 * 16 + 2 * 16 + 2 * 8) + 16  # matrices, LayerNorms of the stream, of queries and keys; the last
+    assert end["parameters"] == dict(total=blocks + (96 + 96 + 16) * 16, non_embedding=blocks)
+
+
+def test_the_lines_of_metrics(whole):
+    lines = metrics(whole)
+    assert [(m["step"], "val/loss" in m) for m in lines] == [
+        (0, True), (2, False), (4, False), (4, True), (6, False), (6, True)
+    ]  # fmt: skip
+    for line in lines:
+        assert list(line) == (EVALUATION if "val/loss" in line else PROGRESS)
+        assert line.pop("mfu", None) is None  # no peak rate of a CPU to compare with
+        assert all(type(value) in (int, float) for value in line.values())
+    assert [m["lr"] for m in lines if "lr" in m] == [0.01] * 3
+    seconds = [m["seconds"] for m in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_counters_equal_closed_forms(whole):
+    L, T, D, V, sequences = 2, 16, 16, 96, 2 * 2
+    trunk = L * (12 * T * D * D + 2 * T * T * D)  # projections and MLP; scores and value product
+    norms = T * D * (2 * L + 1) + L * 2 * T * D  # of the stream; of queries and keys
+    for line in metrics(whole):
+        n = line["step"] * sequences
+        assert line["tokens"] == n * T
+        assert line["compute"] == 6 * n * (trunk + T * D * V)
+        assert line["non_emb_compute"] == 6 * n * trunk
+        assert line["paper_compute"] == n * (trunk + 5 * norms)
+    assert record(whole)["flops_per_token"] == 6 * (trunk + T * D * V) / T
+    assert record(whole)["paper_macs_per_token"] == (trunk + 5 * norms) / T
+
+
+def test_the_loss_falls_and_the_first_is_that_of_guessing(argv, tmp_path):
+    train.main(argv(out_dir=tmp_path, max_iters=60, dropout=0.0, eval_interval=60, init_lr=3e-3))
+    first, last = (m["val/loss"] for m in metrics(tmp_path) if "val/loss" in m)
+    assert first == pytest.approx(torch.tensor(96.0).log().item(), abs=1e-5)  # the output starts at zero
+    assert last < first - 0.3
+
+
+def test_the_best_checkpoint_alone(argv, tmp_path, monkeypatch):
+    losses = iter([5.0, 3.0, 4.0, 2.0])
+    monkeypatch.setattr(train.LanguageModelling, "evaluate", lambda self: {"val/loss": next(losses)})
+    for max_iters, saved in [(2, 2), (4, 2), (6, 6)]:
+        argv_ = argv(out_dir=tmp_path, max_iters=max_iters, eval_interval=2, always_save_checkpoint=False, init_from="auto")
+        if max_iters == 6:  # resumes at 2 and evaluates 4 again
+            losses = iter([4.0, 2.0])
+        train.main(argv_)
+        assert checkpoint(tmp_path)["step"] == saved
+    assert checkpoint(tmp_path)["best"] == 2.0
+
+
+def test_eval_only_writes_nothing(argv, whole, tmp_path, capsys):
+    train.main(argv(out_dir=tmp_path / "no", eval_only=True))
+    assert not (tmp_path / "no").exists()
+    before = {p.name: p.read_bytes() for p in whole.iterdir()}
+    train.main(argv(out_dir=whole, eval_only=True, init_from="resume"))
+    last = metrics(whole)[-1]["val/loss"]
+    assert f"step 6: val loss {last:.4f}" in capsys.readouterr().out
+    assert before == {p.name: p.read_bytes() for p in whole.iterdir()}
+
+
+def test_overwrite_replaces_a_run(argv, whole, tmp_path):
+    train.main(argv(out_dir=tmp_path, seed=5))
+    train.main(argv(out_dir=tmp_path, overwrite=True))
+    assert_same_run(tmp_path, whole)
+
+
+# --- wandb ---
+
+
+class FakeWandb:
+    def __init__(self):
+        self.logged, self.options, self.finished = [], None, False
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_wandb_mirrors_the_record(argv, tmp_path, monkeypatch):
+    fake = FakeWandb()
+    fake.__spec__ = object()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train.main(argv(out_dir=tmp_path / "name", wandb_log=True, wandb_project="p"))
+    assert [values for _, values in fake.logged] == metrics(tmp_path / "name")
+    assert all(step == values["step"] for step, values in fake.logged)
+    options = fake.options
+    assert (options["entity"], options["project"], options["name"]) == (None, "p", "name")
+    assert options["config"] == record(tmp_path / "name")["settings"]
+    assert fake.finished
+
+
+def test_wandb_missing_is_said_before_anything_is_written(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "find_spec", lambda name: None)
+    assert stops(train.main, argv(out_dir=tmp_path / "run", wandb_entity="me")) == 2
+    assert "pip install wandb" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- the paper's commands ---
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_structure_trains(structure, argv, tmp_path):
+    train.main(argv(STRUCTURES[structure], token_mixing_struct=structure, out_dir=tmp_path, max_iters=2, dropout=0.0))
+    assert record(tmp_path)["status"] == "finished"
+    assert all(t.isfinite().all() for t in checkpoint(tmp_path)["model"].values())
+    assert [m["val/loss"] for m in metrics(tmp_path) if "val/loss" in m][1] != pytest.approx(4.5643, abs=1e-3)
+
+
+PAPER = dict(  # the flags of the paper's language models
+    d_model=16, block_size=16, batch_size=2, init_lr=0.01, d_qk_head=8, link_function="softmax", mlr_rank_list="4|2|2",
+    mlr_divide_by_num_levels=False, mlr_block_divide_by_num_levels=True, mha_SP_attn_logits_scaling=False,
+    bilinear_mlr_muP_attn_logits_scaling=True, sliding_block_size=5, gswa_rank_list="4|4", init_from="scratch",
+    mlr_block_size_list="default", sequential_GSWA_layer_list="MHA|SWA", n_kv_head=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(token_mixing_struct="multi_level_low_rank"),
+        dict(token_mixing_struct="multi_level_low_rank", mlr_block_size_list="16|7|3", n_kv_head=1),
+        dict(token_mixing_struct="low_rank", d_qk_head=12, mha_SP_attn_logits_scaling=True),
+        dict(token_mixing_struct="low_rank", link_function="identity", dtype="bfloat16"),
+        dict(token_mixing_struct="low_rank_with_gswa"),
+        dict(token_mixing_struct="low_rank_with_sequential_gswa"),
+    ],
+    ids=lambda change: "-".join(map(str, change.values())),
+)
+def test_the_papers_command(change, argv, tmp_path):
+    train.main(argv(PAPER, change, out_dir=tmp_path, max_iters=2))
+    settings = record(tmp_path)["settings"]
+    assert settings | PAPER | change == settings
+
+
+# --- the folder of a run ---
+
+
+def test_constructing_a_run_only_looks(argv, tmp_path):
+    Run(train.Settings(out_dir=str(tmp_path / "run")), "train.py")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_record_does_not_stop_a_resume(argv, whole, tmp_path):
+    train.main(argv(out_dir=tmp_path, max_iters=4))
+    (tmp_path / "run.json").write_text('{"status": "runn')
+    train.main(argv(out_dir=tmp_path, init_from="resume"))
+    assert_same_run(tmp_path, whole)
+    assert json.loads((tmp_path / "run.json").read_text())["resumed"][0]["step"] == 4
+
+
+def test_training_time_leaves_evaluation_out(argv, tmp_path, monkeypatch):
+    evaluate = train.LanguageModelling.evaluate
+    monkeypatch.setattr(train.LanguageModelling, "evaluate", lambda self: time.sleep(0.5) or evaluate(self))
+    train.main(argv(out_dir=tmp_path, max_iters=2))
+    first, second, third = metrics(tmp_path)
+    assert first["seconds"] < 0.4
+    assert third["seconds"] - second["seconds"] < 0.4
