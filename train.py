@@ -34,7 +34,7 @@ class Settings(RunSettings, StructureSettings):
     data_dir: str = setting("data", "where the prepared datasets are", free=True)
     batch_size: int = setting(4, "sequences in a micro-batch")
     gradient_accumulation_steps: int = setting(8, "micro-batches in a step")
-    max_iters: int = setting(100_000, "steps", free=True)
+    max_iters: int = setting(100_000, "steps to train for", free=True)
     init_lr: float = setting(3e-3, "peak learning rate at fan-in 768; other widths follow by µP")
     warmup_iters: int = setting(2_000, "steps of linear warm-up")
     decay_lr: bool = setting(False, "cosine decay after the warm-up; otherwise constant")

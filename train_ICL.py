@@ -48,7 +48,7 @@ class Settings(RunSettings, StructureSettings):
     noise_std: float = setting(0.0, "standard deviation of the noise on y")
     training_num_training_examples: int = setting(32_000_064, "size of the pool of training prompts")
     batch_size: int = setting(64, "prompts in a step")
-    max_iters: int = setting(500_000, "steps")
+    max_iters: int = setting(500_000, "steps to train for")
     training_learning_rate: float = setting(1e-3, "peak learning rate at fan-in 768; other widths follow by µP")
     warmup_iters: int = setting(1_000, "steps of linear warm-up; constant after it")
     training_curriculum_adaptive_inc: bool = setting(False, "grow dims and points to full size within 6% of the steps")
@@ -117,8 +117,9 @@ class InContextRegression(Experiment):
 
     def __init__(self, cfg):
         self.curriculum, self.baselines = cfg.curriculum(), None
-        examples = training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)  # refuses a small pool
-        sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=1, **cfg.task())  # and a task that cannot be
+        # refuse a pool that is too small and a task that cannot be
+        examples = training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)
+        sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=1, **cfg.task())
         model_cfg = cfg.model_config(block_size=cfg.tokens)
         peak_lr = cfg.training_learning_rate
         super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims), peak_lr)

@@ -3,7 +3,6 @@
     python plots/icl_examples.py out/icl --out out/figures/icl_examples.png
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.icl_compute import TASK
-from plots.records import check_same, final_table, group, read_runs
+from plots.records import arguments, check_same, final_table, group, read_runs
 from plots.style import GREY, draw_curves, label_ends, legend, log_ticks, picture
 from training.errors import command
 
@@ -27,7 +26,7 @@ BASELINES = {  # key in the record: (words, line style)
 
 
 def draw(ax, runs, with_legend=True):
-    """The last evaluation of every structure and width over positions, and the baselines in grey; returns the curves."""
+    """The last evaluation of every structure and width, and the baselines in grey; returns the curves."""
     check_same(runs, (*TASK, "eval_prompts", "ridge_alpha"))
     curves = group(runs)
     for curve in curves:
@@ -42,7 +41,7 @@ def draw(ax, runs, with_legend=True):
         ends[words] = errors[-1]
     draw_curves(ax, curves, markers=lambda n: np.unique(np.linspace(0, n - 1, min(n, 6)).round().astype(int)).tolist())
     ax.set_ylim(0.6 * min(c.low.min() for c in curves), 1.6 * max(1.0, *(c.high.max() for c in curves)))
-    ax.set_xlim(0, len(curves[0].x) - 1)
+    ax.margins(x=0.02)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     log_ticks(ax.yaxis)
     label_ends(ax, ends)
@@ -59,11 +58,7 @@ def baselines(runs):
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="folders of runs of train_ICL.py, or folders that hold such folders")
-    parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="draw only runs with this setting")
-    args = parser.parse_args(argv)
+    args = arguments(__doc__, "train_ICL.py").parse_args(argv)
     runs = read_runs(args.runs, "train_ICL.py", args.only)
     with picture(args.out) as (ax,):
         curves = draw(ax, runs)

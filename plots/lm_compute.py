@@ -3,7 +3,6 @@
     python plots/lm_compute.py out/lm --fit --out out/figures/lm_compute.png
 """
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.records import STRUCTURES, X_AXES, check_same, final_table, fit_power_law, learning_curves, read_runs
+from plots.records import (
+    STRUCTURES,
+    X_AXES,
+    arguments,
+    check_same,
+    final_table,
+    fit_power_law,
+    learning_curves,
+    read_runs,
+)
 from plots.style import draw_curves, legend, log_ticks, picture
 from training.errors import BadInput, command
 
@@ -29,15 +37,15 @@ def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
     curves = learning_curves(runs, "val/loss", x)
     laws = fit_laws(curves) if fit else {}
     ax.set(xscale="log", yscale="log", xlabel=X_AXES[x], ylabel="validation loss (nats per token)")
-    draw_curves(ax, curves, markers=lambda n: [n - 1])
+    draw_curves(ax, curves, markers=lambda n: [n - 1], faint=fit)
     for structure, (a, b) in laws.items():
         last = [c.x[-1] for c in curves if c.structure == structure]
         C = np.geomspace(min(last) / 1.3, max(last) * 1.3, 20)
-        ax.plot(C, a * C**-b, color=STRUCTURES[structure][1], linewidth=0.6, zorder=1)
+        ax.plot(C, a * C**-b, color=STRUCTURES[structure][1], linewidth=1)
     log_ticks(ax.xaxis)
     log_ticks(ax.yaxis)
     if with_legend:
-        legend(ax, curves, {structure: f", $C^{{{-b:.3f}}}$" for structure, (_, b) in laws.items()})
+        legend(ax, curves, {structure: f": $C^{{{-b:.3f}}}$" for structure, (_, b) in laws.items()})
     return curves, laws
 
 
@@ -48,25 +56,22 @@ def fit_laws(curves):
         name, mine = STRUCTURES[structure][0], [c for c in curves if c.structure == structure]
         width, count = Counter(c.d_model for c in mine).most_common(1)[0]
         if count > 1:
-            raise BadInput(f"{name} has {count} curves of width {width}, a power law takes one; choose with --only NAME=VALUE")
+            raise BadInput(f"{name} has {count} curves of width {width}, a power law takes one; choose with --only")
         if len(mine) < FEWEST_WIDTHS:
-            widths = ", ".join(str(c.d_model) for c in mine)
-            raise BadInput(f"a power law needs {FEWEST_WIDTHS} widths, {name} has {len(mine)} (D = {widths}); make more with --d_model")
+            widths = f"{len(mine)} (D = {', '.join(str(c.d_model) for c in mine)})"
+            raise BadInput(f"a power law needs {FEWEST_WIDTHS} widths, {name} has {widths}; make more with --d_model")
         last = np.array([(c.x[-1], c.mean[-1]) for c in mine])
         if np.ptp(last[:, 0]) == 0:
-            raise BadInput(f"the runs of {name} all end at the same x, a power law needs different ones; choose another --x")
+            raise BadInput(f"the runs of {name} all end at the same x, a power law needs others; choose another --x")
         laws[structure] = fit_power_law(*last.T)
     return laws
 
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="folders of runs of train.py, or folders that hold such folders")
-    parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
+    parser = arguments(__doc__, "train.py")
     parser.add_argument("--x", default="non_emb_compute", choices=X_AXES, help="what the runs are compared at")
-    parser.add_argument("--fit", action="store_true", help="fit a power law to the last points of every structure's widths")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="draw only runs with this setting")
+    parser.add_argument("--fit", action="store_true", help="fit a power law to the last points of each structure")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train.py", args.only)
     with picture(args.out) as (ax,):
@@ -75,7 +80,8 @@ def main(argv=None):
     for structure, (a, b) in laws.items():
         mine = [c for c in curves if c.structure == structure]
         off = max(abs(c.mean[-1] / (a * c.x[-1] ** -b) - 1) for c in mine)
-        print(f"{STRUCTURES[structure][0]}: L = {a:.4g} C^-{b:.4f} (C: {args.x}), {len(mine)} widths, off by at most {off:.2%}")
+        name, points = STRUCTURES[structure][0], f"{len(mine)} widths, off by at most {off:.2%}"
+        print(f"{name}: L = {a:.4g} C^{-b:.4f} with C = {args.x}; {points}")
 
 
 if __name__ == "__main__":

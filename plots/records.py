@@ -4,6 +4,7 @@ A curve is the mean of all runs whose settings agree but for the seed and what c
 are missing or lack a metric are refused with the command that makes them.
 """
 
+import argparse
 import difflib
 import itertools
 import json
@@ -18,14 +19,14 @@ import numpy as np
 
 from training.errors import BadInput
 
-STRUCTURES = {  # token_mixing_struct: (name, colour, marker); Okabe and Ito's colours, mustard for their yellow
+STRUCTURES = {  # token_mixing_struct: (name, colour, marker); after Okabe and Ito, apart in grey print too
     "low_rank": ("standard", "#000000", "o"),
     "low_rank_with_sliding_window": ("sliding window", "#56B4E9", "s"),
-    "low_rank_with_gswa": ("GSWA", "#009E73", "^"),
-    "low_rank_with_sequential_gswa": ("sequential GSWA", "#8F7A00", "v"),
+    "low_rank_with_gswa": ("GSWA", "#00694D", "^"),
+    "low_rank_with_sequential_gswa": ("sequential GSWA", "#A69100", "v"),
     "multi_level_low_rank": ("MLR", "#D55E00", "D"),
     "bilinear_MLR": ("bilinear MLR", "#CC79A7", "P"),
-    "bilinear_BTT": ("bilinear BTT", "#0072B2", "X"),
+    "bilinear_BTT": ("bilinear BTT", "#00609A", "X"),
     "bilinear_MLBTC": ("bilinear MLBTC", "#E69F00", "*"),
 }
 IGNORED = {  # settings in which the runs of one curve may differ; runs of different lengths are different curves
@@ -116,10 +117,7 @@ def load_run(folder):
     lacking = [k for k in ("command", "argv", "settings", "status") if k not in record]
     if lacking:
         raise BadInput(f"{path} is not the record of a run: it has no {', '.join(lacking)}")
-    run = Run(folder, record, _read_lines(folder / "metrics.jsonl"))
-    if run.structure not in STRUCTURES:
-        raise BadInput(f"{path}: no name for token_mixing_struct '{run.structure}' in plots/records.py")
-    return run
+    return Run(folder, record, _read_lines(folder / "metrics.jsonl"))
 
 
 def _read_lines(path):
@@ -185,7 +183,10 @@ def check_finished(runs, script):
     """Raises BadInput if a run is of another script or not finished, with the commands that would finish them."""
     for run in runs:
         if run.record["command"] != script:
-            raise BadInput(f"{run.folder} is a run of {run.record['command']}, this picture is made from runs of {script}")
+            made_by = run.record["command"]
+            raise BadInput(f"{run.folder} is a run of {made_by}, this picture is made from runs of {script}")
+        if run.structure not in STRUCTURES:
+            raise BadInput(f"{run.folder}: no name for token_mixing_struct '{run.structure}' in plots/records.py")
     advice = []
     for run in runs:
         if run.status != "finished":
@@ -203,6 +204,15 @@ def check_same(runs, names):
         there = sorted({run.settings[name] for run in runs if name in run.settings}, key=repr)
         if len(there) > 1:
             raise BadInput(f"the runs differ in {name} ({_either(there)}); choose with --only {name}={there[0]}")
+
+
+def arguments(description, script):
+    """The parser of a figure from runs of `script`; a figure may add its own flags."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help=f"folders of runs of {script}, or folders that hold such folders")
+    parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="draw runs with this setting")
+    return parser
 
 
 def read_runs(paths, script, only=()):
@@ -267,7 +277,8 @@ def group(runs):
     for g in groups:
         for a, b in itertools.pairwise(g):
             if a.settings["seed"] == b.settings["seed"]:
-                raise BadInput(f"{a.folder} and {b.folder} are the same run, seed {a.settings['seed']}; give one of them")
+                both = f"{a.folder} and {b.folder}"
+                raise BadInput(f"{both} are the same run, seed {a.settings['seed']}; give one of them")
     widths = len({g[0].settings["d_model"] for g in groups}) > 1
     curves = []
     for g in groups:
@@ -293,7 +304,7 @@ def _order(runs):
 
 
 def learning_curves(runs, metric, x):
-    """A Curve for each group of runs: `metric` over `x`, from the first step on, at the steps all its seeds evaluated."""
+    """A Curve for each group of runs: `metric` over `x` from the first step on, where all its seeds were evaluated."""
     curves = group(runs)
     for curve in curves:
         series = [run.series(metric, x) for run in curve.runs]

@@ -9,13 +9,16 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from plots.records import STRUCTURES
 from training.errors import BadInput
 
-COLUMN = 3.3  # inches
+COLUMN, PANEL = 3.3, 2.55  # inches: width of a panel, and its height without the legend
 LINES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))]  # one for every variant of the structures
+MARKER_SIZES = {"P": 6, "X": 6, "*": 8}  # the others 4.5
 GREY = "#777777"
+TICKS = [(1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)]  # of a log axis; the first with three
 RC = {
     "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.3,
@@ -24,7 +27,7 @@ RC = {
 
 
 @contextmanager
-def picture(out, panels=1, height=3.1):
+def picture(out, panels=1):
     """Gives the axes of `panels` panels side by side, saves them as PNG and SVG at the end and prints the paths.
 
     Nothing is written if the body raises. Raises BadInput for an `out` that is not a .png or .svg path.
@@ -33,25 +36,38 @@ def picture(out, panels=1, height=3.1):
     if out.suffix not in ("", ".png", ".svg"):
         raise BadInput(f"--out {out}: the picture is written as PNG and SVG, give a name that ends in .png")
     with matplotlib.style.context(["default", RC]):
-        figure = Figure(figsize=(COLUMN * panels, height), layout="constrained")
-        yield list(figure.subplots(1, panels, squeeze=False)[0])
+        figure = Figure(figsize=(COLUMN * panels, PANEL), layout="constrained")
+        axes = list(figure.subplots(1, panels, squeeze=False)[0])
+        yield axes
+        figure.draw_without_rendering()  # places the legends
+        legends = [ax.get_legend().get_window_extent().height / figure.dpi for ax in axes if ax.get_legend()]
+        figure.set_figheight(PANEL + max(legends, default=0))
         out.parent.mkdir(parents=True, exist_ok=True)
         for suffix, metadata in {".png": {}, ".svg": {"Date": None}}.items():
             figure.savefig(out.with_suffix(suffix), metadata=metadata)
             print(out.with_suffix(suffix))
 
 
-def draw_curves(ax, curves, markers):
+def draw_curves(ax, curves, markers, faint=False):
     """A line for every curve, a band from the lowest seed to the highest, a marker at the points `markers(n)`."""
     lines = line_styles(curves)
     for curve in curves:
-        _, colour, marker = STRUCTURES[curve.structure]
+        colour, look = STRUCTURES[curve.structure][1], structure_style(curve.structure)
+        at = markers(len(curve.x))
         ax.plot(
-            curve.x, curve.mean, color=colour, linestyle=lines[curve.variant], marker=marker, markersize=4.5,
-            markevery=markers(len(curve.x)), markeredgecolor="white", markeredgewidth=0.4, label=curve.label,
+            curve.x, curve.mean, color=colour, linestyle=lines[curve.variant], label=curve.label,
+            linewidth=1.3 if len(curves) <= 8 else 0.9, alpha=0.45 if faint else 1,
         )  # fmt: skip
+        ax.plot(curve.x[at], curve.mean[at], **look, linestyle="", zorder=3)
         if len(curve.runs) > 1:
             ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def structure_style(structure):
+    """Keywords of a line in a structure's colour with its marker."""
+    _, colour, marker = STRUCTURES[structure]
+    size = MARKER_SIZES.get(marker, 4.5)
+    return dict(color=colour, marker=marker, markersize=size, markeredgecolor="white", markeredgewidth=0.4)
 
 
 def line_styles(curves):
@@ -71,28 +87,38 @@ def legend(ax, curves, notes=None):
     notes: {structure: text to add to its name}.
     """
     lines, notes = line_styles(curves), notes or {}
-    handles = []
-    for structure in dict.fromkeys(c.structure for c in curves):
-        name, colour, marker = STRUCTURES[structure]
-        label = name + notes.get(structure, "")
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=4.5, markeredgecolor="white",
-                              markeredgewidth=0.4, label=label))  # fmt: skip
-    handles += [Line2D([], [], color="black", linewidth=1, linestyle=lines[v], label=v)
-                for v in dict.fromkeys(c.variant for c in curves if c.variant)]  # fmt: skip
-    columns = 2 if len(handles) > 1 else 1
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=columns, handlelength=2.6,
-              columnspacing=1.2, labelspacing=0.35, borderaxespad=0)  # fmt: skip
+    structures = [
+        Line2D([], [], **structure_style(s), label=STRUCTURES[s][0] + notes.get(s, ""))
+        for s in dict.fromkeys(c.structure for c in curves)
+    ]
+    variants = [
+        Line2D([], [], color="black", linewidth=1, linestyle=lines[v], label=v)
+        for v in dict.fromkeys(c.variant for c in curves if c.variant)
+    ]
+    longest = max(len(h.get_label().translate(dict.fromkeys(map(ord, "${}^")))) for h in [*structures, *variants])
+    columns = 2 if longest <= 26 and len(structures) + len(variants) > 1 else 1
+    if columns == 2 and variants:  # a column each
+        rows = max(len(structures), len(variants))
+        structures += [Line2D([], [], linestyle="", label=" ") for _ in range(rows - len(structures))]
+        variants += [Line2D([], [], linestyle="", label=" ") for _ in range(rows - len(variants))]
+    below = ScaledTranslation(0, -0.42, ax.get_figure(root=True).dpi_scale_trans)
+    ax.legend(
+        handles=structures + variants, ncols=columns, loc="upper center", bbox_to_anchor=(0.45, 0),
+        bbox_transform=ax.transAxes + below, handlelength=2.6, columnspacing=1.2, labelspacing=0.35, borderaxespad=0,
+    )  # fmt: skip
 
 
 def log_ticks(axis):
     """Ticks of a log axis that can be read over a tenth of a decade as well as over ten. Call it when all is drawn."""
     low, high = sorted(axis.get_view_interval())
-    decades = math.log10(high / low)
-    if decades < 0.9:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_minor_locator(NullLocator())
+    for mantissas in TICKS:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        if sum(low <= m * 10.0**p <= high for m in mantissas for p in powers) >= 3:
+            axis.set_major_locator(LogLocator(subs=mantissas))
+            break
     else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.5 else (1.0,)))
+        axis.set_major_locator(MaxNLocator(4 if axis.axis_name == "x" else 7, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -101,7 +127,7 @@ def tick_text(value):
     """0.05 -> 0.05, 20000 -> 2 x 10^4 in mathtext."""
     if value <= 0:
         return ""
-    if 1e-2 <= value < 1e4:
+    if 1e-3 <= value < 1e4:
         return f"{value:g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     power = f"10^{{{int(exponent)}}}"

@@ -17,7 +17,7 @@ WEIGHTINGS = ("none", "levels", "shared")
 def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0.0):
     """Standard attention: scores q_i . k_j * scale (scale = 8/r in µP, 1/sqrt(r) in the standard parametrization)."""
     _check(q, k, v, link)
-    if link == "softmax":
+    if link == "softmax" and _fused(q, v):
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
         )
@@ -31,7 +31,7 @@ def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dro
     if window < 0:
         raise BadInput(f"window {window}: the window reaches 0 or more positions back")
     near = visible(q, causal, window)
-    if link == "softmax":
+    if link == "softmax" and _fused(q, v):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=near, scale=scale, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
         )
@@ -160,6 +160,11 @@ def _one_per_head(q, k, v):
     """Repeat grouped keys and values so that every query head has its own."""
     share = q.shape[1] // k.shape[1]
     return (k, v) if share == 1 else (k.repeat_interleave(share, 1), v.repeat_interleave(share, 1))
+
+
+def _fused(q, v):
+    """Whether PyTorch's own attention is fused here: on the CPU not if values and queries differ in width."""
+    return q.device.type != "cpu" or q.shape[-1] == v.shape[-1]
 
 
 def _check(q, k, v, link):

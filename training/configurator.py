@@ -56,12 +56,11 @@ def configure(cls, argv=None):
 
 def help_text(cls):
     """Every setting with its type, default and sentence."""
-    width = max(len(f.name) for f in dataclasses.fields(cls))
-    rows = [
-        f"  --{f.name:<{width}}  {f.type if isinstance(f.type, str) else f.type.__name__:<5}  {f.metadata['help']} [{f.default!r}]"
-        for f in dataclasses.fields(cls)
-    ]
-    return "\n".join([(cls.__doc__ or "").strip(), "", "settings, as --key=value or in a config file [default]:", *rows])
+    fields, types = dataclasses.fields(cls), get_type_hints(cls)
+    width = max(len(f.name) for f in fields)
+    rows = [f"  --{f.name:<{width}}  {types[f.name].__name__:<5}  {f.metadata['help']} [{f.default!r}]" for f in fields]
+    heading = "settings, as --key=value or in a config file [default]:"
+    return "\n".join([(cls.__doc__ or "").strip(), "", heading, *rows])
 
 
 def differences(settings, other):

@@ -21,7 +21,8 @@ def pick_device(name):
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device '{name}' is not there: {str(error).splitlines()[0]}; --device=auto takes what is") from None
+        why = str(error).splitlines()[0]
+        raise BadInput(f"device '{name}' is not there: {why}; --device=auto takes what is") from None
     return torch.device(name)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from training import devices
+from training.errors import BadInput
 from training.mup import adamw, initialise
 from training.run import Clock, Run, load_weights
 
@@ -76,7 +77,11 @@ class Experiment:
         )
 
     def _restore(self, saved):
-        load_weights(self.model, saved["model"], self.run.folder / "ckpt.pt")
+        path = self.run.folder / "ckpt.pt"
+        for name in self.state():
+            if name not in saved:
+                raise BadInput(f"{path} has no {name}, which a resume needs")
+        load_weights(self.model, saved["model"], path)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
@@ -113,7 +118,8 @@ class Experiment:
     def _exit(self, status):
         checkpoint = self.run.folder / "ckpt.pt"
         if status.startswith("failed"):
-            kept = f"{checkpoint} is the last good checkpoint" if checkpoint.exists() else "no checkpoint was written before"
+            good = f"{checkpoint} is the last good checkpoint"
+            kept = good if checkpoint.exists() else "no checkpoint was written before"
             print(f"error: {status.removeprefix('failed: ')}; {kept}", file=sys.stderr)
             sys.exit(1)
         if status.startswith("stopped"):

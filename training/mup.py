@@ -13,7 +13,7 @@ RULES = {  # role: (initial standard deviation given fan-in, learning-rate facto
 
 
 def roles(model):
-    """(name, parameter, role or "norm", fan_in) of every parameter; an unlabelled one is a mistake and stops the run."""
+    """(name, parameter, role or "norm", fan_in) of every parameter; an unlabelled one is a mistake, a TypeError."""
     for module_name, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}"

@@ -53,8 +53,8 @@ class Run:
             return None
         saved = load_checkpoint(path)
         for name in differences(cfg, saved["settings"]):
-            there = saved["settings"].get(name, "nothing")
-            raise BadInput(f"{path} was made with {name} = {there!r}, this run has {name} = {getattr(cfg, name)!r}")
+            there = f"with {name} = {saved['settings'][name]!r}" if name in saved["settings"] else f"without {name}"
+            raise BadInput(f"{path} was made {there}, this run has {name} = {getattr(cfg, name)!r}")
         return saved
 
     def start(self, *, device, parameters, per_token):
@@ -185,7 +185,7 @@ class Clock:
 
 
 def save_atomic(state, path):
-    """Write next to `path`, flush to disk, rename: a killed job leaves the old checkpoint or the new, never half of one."""
+    """Write next to `path`, flush to disk, rename: a killed job leaves the old checkpoint or the new, never half."""
     temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as f:
@@ -205,7 +205,8 @@ def load_checkpoint(path, map_location="cpu"):
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
-        raise BadInput(f"{path} cannot be read as a checkpoint ({type(error).__name__}): truncated or of another kind") from None
+        why = f"({type(error).__name__}): truncated or of another kind"
+        raise BadInput(f"{path} cannot be read as a checkpoint {why}") from None
     if not isinstance(state, dict) or not {"settings", "step", "model"} <= state.keys():
         raise BadInput(f"{path} is not a checkpoint of this project: it has no settings, step and model")
     return state
@@ -240,8 +241,10 @@ def _versions():
         except PackageNotFoundError:
             return None
 
-    project = next(line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version"))
-    return {"python": platform.python_version(), "torch": torch.__version__, "triton": of("triton"), "structured-attention": project}
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    project = next(line.split('"')[1] for line in lines if line.startswith("version"))
+    python, triton = platform.python_version(), of("triton")
+    return {"python": python, "torch": torch.__version__, "triton": triton, "structured-attention": project}
 
 
 def _git_state():

@@ -27,16 +27,16 @@ class StructureSettings:
     dropout: float = setting(0.0, "dropout probability")
     bias: bool = setting(False, "biases in linear layers and LayerNorms")
     do_qk_ln: bool = setting(True, "LayerNorm on the queries and keys of every head (the bilinear ones always have it)")
-    mha_SP_attn_logits_scaling: bool = setting(False, "scale 1/sqrt(r) instead of the µP 8/r, standard and window attention")
-    mlr_rank_list: str = setting("32|8|6|4|4|4|4|2", "rank of every level, coarse to fine; they add up to the head width")
-    mlr_block_size_list: str = setting("default", "block length of every level; default: block_size halved level by level")
+    mha_SP_attn_logits_scaling: bool = setting(False, "standard and window attention: scale 1/sqrt(r), not the µP 8/r")
+    mlr_rank_list: str = setting("32|8|6|4|4|4|4|2", "rank of every level, coarse to fine; they sum to the head width")
+    mlr_block_size_list: str = setting("default", "block length of every level; default: halved level by level")
     mlr_divide_by_num_levels: bool = setting(False, "scores times 1 / number of levels")
     mlr_block_divide_by_num_levels: bool = setting(False, "scores times 1 / number of levels the pair shares")
     bilinear_mlr_muP_attn_logits_scaling: bool = setting(False, "bilinear MLR scores times a further 8/sqrt(r_l p_l)")
     bilinear_btt_muP_attn_logits_scaling: bool = setting(False, "bilinear BTT and MLBTC scale 1/D instead of 1/sqrt(D)")
     btt_tt_rank: int = setting(1, "tt-rank s of bilinear BTT")
-    mlbtc_family: str = setting("btt", "family of bilinear MLBTC: dense, low_rank, block_low_rank, mlr, btt, monarch, kronecker, butterfly")
-    mlbtc_levels: str = setting("", "levels of bilinear MLBTC in full, \"p:p':inner[:stride]|...\"; overrides mlbtc_family")
+    mlbtc_family: str = setting("btt", "family of bilinear MLBTC; FAMILIES in structured/mlbtc.py lists them")
+    mlbtc_levels: str = setting("", "bilinear MLBTC's levels \"p:p':inner[:stride]|...\" instead of a family")
     mlbtc_rank: int = setting(1, "rank of the MLBTC families low_rank and block_low_rank")
     mlbtc_blocks: int = setting(1, "number of blocks of the MLBTC family block_low_rank")
     sliding_block_size: int = setting(512, "window W: a token sees itself and the W before it")
@@ -58,7 +58,8 @@ class StructureSettings:
         custom = given("multi_level_low_rank", when=self.mlr_block_size_list != "default")
         explicit = given("bilinear_MLBTC", when=bool(self.mlbtc_levels))
         gswa, sequential = given("low_rank_with_gswa"), given("low_rank_with_sequential_gswa")
-        mup_flag = self.bilinear_mlr_muP_attn_logits_scaling if given("bilinear_MLR") else self.bilinear_btt_muP_attn_logits_scaling
+        mlr_mup, btt_mup = self.bilinear_mlr_muP_attn_logits_scaling, self.bilinear_btt_muP_attn_logits_scaling
+        kinds = self.sequential_GSWA_layer_list
         scoring = ScoringConfig(
             structure=chosen,
             d_model=self.d_model,
@@ -72,13 +73,13 @@ class StructureSettings:
             bias=self.bias,
             dropout=self.dropout,
             scale_sp=self.mha_SP_attn_logits_scaling,
-            scale_mup=mup_flag,
+            scale_mup=mlr_mup if given("bilinear_MLR") else btt_mup,
             ranks=parse_list(self.mlr_rank_list, "mlr_rank_list") if mlr else (),
             block_sizes=parse_list(self.mlr_block_size_list, "mlr_block_size_list") if custom else None,
             weighting=self._weighting(),
             window=self.sliding_block_size,
             gswa_ranks=parse_list(self.gswa_rank_list, "gswa_rank_list") if gswa else (),
-            layer_kinds=parse_list(self.sequential_GSWA_layer_list, "sequential_GSWA_layer_list", str) if sequential else (),
+            layer_kinds=parse_list(kinds, "sequential_GSWA_layer_list", str) if sequential else (),
             btt_rank=self.btt_tt_rank,
             mlbtc_family=self.mlbtc_family,
             mlbtc_levels=_parse_levels(self.mlbtc_levels) if explicit else (),
@@ -141,7 +142,8 @@ def _parse_levels(text):
         fields = part.split(":")
         stride = len(fields) == 4 and fields[3] == "stride"
         if len(fields) - stride != 3 or not all(f.isdecimal() and int(f) for f in fields[:3]):
-            raise BadInput(f"mlbtc_levels is {text!r}; write levels as p:p':inner or p:p':inner:stride, like \"16:16:16:stride|1:1:8\"")
+            example = "p:p':inner or p:p':inner:stride, like \"16:16:16:stride|1:1:8\""
+            raise BadInput(f"mlbtc_levels is {text!r}; write levels as {example}")
         levels.append((*map(int, fields[:3]), stride))
     return tuple(levels)
 

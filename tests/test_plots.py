@@ -1,0 +1,322 @@
+"""Figures from synthetic run records: what is drawn is what was recorded, and what is missing is named."""
+
+import dataclasses
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import train
+import train_ICL
+from plots import icl_compute, icl_examples, lm_compute
+from plots.records import (
+    IGNORED,
+    STRUCTURES,
+    fit_power_law,
+    group,
+    learning_curves,
+    load_run,
+    parse_wanted,
+    read_runs,
+    select,
+)
+from plots.style import tick_text
+from structured import STRUCTURES as SCORING
+from training.errors import BadInput
+
+SCRIPTS = {"train_ICL.py": train_ICL.Settings, "train.py": train.Settings}
+STEPS = (0, 100, 200, 300)
+
+
+def write_run(folder, script, lines, status="finished", **settings):
+    """A record as training/run.py writes it."""
+    cfg = SCRIPTS[script](out_dir=str(folder), **settings)
+    argv = [script, *(f"--{k}={v}" for k, v in settings.items()), f"--out_dir={folder}"]
+    record = dict(command=script, argv=argv, settings=dataclasses.asdict(cfg), status=status)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def spent(step, width=64):
+    cost = step * 1e9 * width**2
+    return dict(step=step, seconds=0.1 * step + 1e-4, compute=1.2 * cost, non_emb_compute=cost, paper_compute=cost / 6)
+
+
+def write_icl(folder, seed=1, scale=1.0, steps=STEPS, drop=(), status="finished", **settings):
+    settings = dict(n_dims=4, n_positions=8, max_iters=STEPS[-1], seed=seed) | settings
+    points, lines = settings["n_positions"], []
+    for step in steps:
+        errors = [scale * 0.5 ** (i * step / 300) for i in range(points)]
+        baselines = dict(
+            least_squares=[max(1 - i / 4, 1e-14) for i in range(points)],
+            ridge=[1 / (1 + i) for i in range(points)],
+            averaging=[1.0, *[4 / i for i in range(1, points)]],
+            nearest_neighbours=[1 - 0.05 * i for i in range(points)],
+            zero=[1.0] * points,
+        )
+        evaluation = {"eval_pointwise/loss": errors, "eval/last": errors[-1], "baselines": baselines}
+        lines += [{**spent(step, settings.get("d_model", 128)), "overall_loss": 0.7, "lr": 1e-3}]
+        lines += [{**spent(step, settings.get("d_model", 128)), **evaluation}]
+    lines = [{k: v for k, v in line.items() if k not in drop} for line in lines]
+    return write_run(folder, "train_ICL.py", lines, status, **settings)
+
+
+def write_lm(folder, width=256, scale=1.0, exponent=0.05, seed=1, **settings):
+    lines = []
+    for step in STEPS:
+        cost = spent(step, width)
+        loss = scale * 20 * max(cost["non_emb_compute"], 1.0) ** -exponent
+        lines += [{**cost, "train/loss": loss, "lr": 3e-3, "mfu": None}, {**cost, "val/loss": loss}]
+    settings = dict(d_model=width, seed=seed, max_iters=STEPS[-1], dataset="shakespeare_char") | settings
+    return write_run(folder, "train.py", lines, **settings)
+
+
+def axes():
+    return Figure().subplots()
+
+
+def drawn(ax):
+    """{label: (x, y)} of the lines that have a label of their own."""
+    return {line.get_label(): line.get_data() for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def refusal(capsys, main, *argv):
+    """The one message with which a figure refuses, having written nothing."""
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in argv])
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+FIGURES = {"icl_compute": (icl_compute.main, write_icl), "icl_examples": (icl_examples.main, write_icl),
+           "lm_compute": (lm_compute.main, write_lm)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("main", "write"), FIGURES.values(), ids=FIGURES)
+def test_pictures_are_written_and_have_the_same_bytes_every_time(main, write, tmp_path, capsys):
+    for structure in ("low_rank", "bilinear_BTT"):
+        for seed in (1, 2):
+            folder = tmp_path / "runs" / structure / str(seed)
+            write(folder, seed=seed, token_mixing_struct=structure, scale=0.9 + seed / 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        main([str(tmp_path / "runs"), "--out", str(tmp_path / "new" / "a.png")])
+        main([str(tmp_path / "runs"), "--out", str(tmp_path / "new" / "b")])
+    a, b = tmp_path / "new" / "a", tmp_path / "new" / "b"
+    assert a.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert a.with_suffix(".svg").read_bytes() == b.with_suffix(".svg").read_bytes()
+    assert "<dc:date>" not in a.with_suffix(".svg").read_text()
+    out = capsys.readouterr().out
+    assert str(a.with_suffix(".png")) in out
+    assert str(a.with_suffix(".svg")) in out
+    rows = [line for line in out.splitlines() if line.startswith(("standard", "bilinear BTT"))]
+    assert len(rows) == 4
+    assert "1 2" in rows[0]
+
+
+@pytest.mark.parametrize("x", ["non_emb_compute", "compute", "paper_compute", "seconds", "step"])
+def test_icl_compute_draws_the_record_from_the_first_step_on(x, tmp_path):
+    run = load_run(write_icl(tmp_path / "a"))
+    curves = icl_compute.draw(ax := axes(), [run], x)
+    lines = [line for line in run.metrics if "eval/last" in line and line["step"] > 0]
+    np.testing.assert_allclose(drawn(ax)["standard"], [[m[x] for m in lines], [m["eval/last"] for m in lines]])
+    assert curves[0].steps == [100, 200, 300]
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    assert ax.get_ylabel() == "mean squared error\nafter 7 examples"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["standard"]
+
+
+def test_icl_examples_draws_the_last_evaluation_and_every_baseline(tmp_path):
+    run = load_run(write_icl(tmp_path / "a"))
+    icl_examples.draw(ax := axes(), [run])
+    last, lines = run.metrics[-1], drawn(ax)
+    np.testing.assert_allclose(lines["standard"], [range(8), last["eval_pointwise/loss"]])
+    for key, (words, _) in icl_examples.BASELINES.items():
+        np.testing.assert_allclose(lines[words], [range(8), last["baselines"][key]])
+    shown = {t.get_text().rstrip(" ↓↑") for t in ax.texts}
+    assert shown == {words for words, _ in icl_examples.BASELINES.values()}
+    assert ax.get_ylim()[0] > 1e-4  # exact least squares does not set the scale
+
+
+def test_seeds_are_averaged_where_all_were_evaluated(tmp_path):
+    write_icl(tmp_path / "a", seed=1, scale=1.0, eval_interval=100)
+    write_icl(tmp_path / "b", seed=2, scale=3.0, eval_interval=300, steps=(0, 300), device="cpu")
+    runs = read_runs([tmp_path], "train_ICL.py")
+    (curve,) = learning_curves(runs, "eval/last", "step")
+    want = 0.5**7
+    assert (curve.steps, curve.seeds) == ([300], [1, 2])
+    np.testing.assert_allclose([curve.mean, curve.low, curve.high], [[2 * want], [want], [3 * want]])
+    icl_examples.draw(ax := axes(), runs)
+    np.testing.assert_allclose(drawn(ax)["standard"][1], [2 * 0.5**i for i in range(8)])
+    assert len(ax.collections) == 1  # the band
+
+
+def test_labels_name_what_tells_curves_apart_and_no_more(tmp_path):
+    for width in (64, 128):
+        flags = dict(token_mixing_struct="low_rank", d_model=width, training_learning_rate=width / 1e5)
+        write_icl(tmp_path / f"s{width}", **flags)
+        for rank in (1, 2):
+            flags = dict(token_mixing_struct="bilinear_BTT", d_model=width, btt_tt_rank=rank)
+            write_icl(tmp_path / f"b{width}{rank}", **flags)
+    runs = read_runs([tmp_path], "train_ICL.py")
+    labels = [curve.label for curve in group(runs)]
+    assert labels == ["standard, D = 64", "standard, D = 128"] + [
+        f"bilinear BTT, D = {width}, btt_tt_rank = {rank}" for width in (64, 128) for rank in (1, 2)
+    ]
+    icl_compute.draw(ax := axes(), runs)
+    assert list(drawn(ax)) == labels
+    looks = {str((line.get_color(), line._dash_pattern)) for line in ax.lines if line.get_linestyle() != "None"}
+    assert len(looks) == len(labels)
+    legend = [text.get_text() for text in ax.get_legend().get_texts() if text.get_text().strip()]
+    assert legend == ["standard", "bilinear BTT", *(label.partition(", ")[2] for label in labels)]
+    assert [c.label for c in group(select(runs, {"d_model": [64], "btt_tt_rank": [1]}))] == ["standard", "bilinear BTT"]
+
+
+def test_longer_runs_are_curves_of_their_own(tmp_path):
+    write_lm(tmp_path / "a", max_iters=300)
+    write_lm(tmp_path / "b", max_iters=600, seed=2)
+    assert [c.variant for c in group(read_runs([tmp_path], "train.py"))] == ["steps = 300", "steps = 600"]
+
+
+def test_tables_cover_the_code():
+    assert set(STRUCTURES) == set(SCORING)
+    assert all(len(set(column)) == len(STRUCTURES) for column in zip(*STRUCTURES.values(), strict=True))
+    for settings in SCRIPTS.values():
+        free = {f.name for f in dataclasses.fields(settings) if f.metadata["free"]}
+        assert free <= IGNORED | {"max_iters"}
+        used = {f.name for f in dataclasses.fields(settings)} & IGNORED
+        assert used <= free | {"seed"}
+    assert set(icl_compute.TASK) <= {f.name for f in dataclasses.fields(train_ICL.Settings)}
+
+
+def test_a_cut_last_line_is_left_out_and_a_damaged_one_before_it_is_refused(tmp_path):
+    path = write_icl(tmp_path / "a") / "metrics.jsonl"
+    whole = load_run(tmp_path / "a").metrics
+    path.write_text(path.read_text()[:-40])
+    assert load_run(tmp_path / "a").metrics == whole[:-1]
+    path.write_text("{" + path.read_text())
+    with pytest.raises(BadInput, match=r"metrics.jsonl, line 1 is damaged"):
+        load_run(tmp_path / "a")
+
+
+def test_a_step_logged_twice_counts_once(tmp_path):
+    folder = write_icl(tmp_path / "a", steps=(0, 100, 100, 300))
+    (curve,) = learning_curves([load_run(folder)], "eval/last", "step")
+    assert curve.steps == [100, 300]
+
+
+def test_overlapping_paths_give_each_run_once(tmp_path):
+    for seed in (1, 2):
+        write_icl(tmp_path / "deep" / "er" / str(seed), seed=seed)
+    assert len(read_runs([tmp_path, tmp_path / "deep", tmp_path / "deep" / "er" / "1"], "train_ICL.py")) == 2
+
+
+def test_missing_runs_are_named_with_the_command_that_makes_them(tmp_path, capsys):
+    write_icl(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "fig.png"
+    said = refusal(capsys, icl_compute.main, tmp_path / "a", tmp_path / "b", tmp_path / "empty", "--out", out)
+    for name in ("b", "empty"):
+        assert f"no run in {tmp_path / name}; make it with: python train_ICL.py" in said
+        assert f"--out_dir={tmp_path / name}" in said
+    assert not list(tmp_path.glob("fig*"))
+
+
+def test_unfinished_runs_are_named_with_the_command_that_goes_on(tmp_path, capsys):
+    write_icl(tmp_path / "a")
+    write_icl(tmp_path / "b", seed=2, status="stopped: SIGTERM", steps=(0, 100), init_from="auto")
+    write_icl(tmp_path / "c", seed=3, status="running", steps=())
+    (tmp_path / "b" / "ckpt.pt").touch()
+    said = refusal(capsys, icl_examples.main, tmp_path, "--out", tmp_path / "fig.png")
+    assert f"{tmp_path / 'b'} is not finished (stopped: SIGTERM, step 100 of 300)" in said
+    assert "; go on with: python train_ICL.py" in said
+    assert f"--out_dir={tmp_path / 'b'} --init_from=resume" in said
+    assert "--init_from=auto --out_dir" not in said  # the flag it was started with is replaced
+    assert f"--out_dir={tmp_path / 'c'} --init_from=auto" in said  # has no checkpoint yet
+    assert not list(tmp_path.glob("fig*"))
+
+
+def test_missing_metrics_are_named(tmp_path, capsys):
+    out = tmp_path / "fig.png"
+    a, b = write_icl(tmp_path / "a", drop=["eval/last"]), write_icl(tmp_path / "b", drop=["paper_compute"])
+    said = refusal(capsys, icl_compute.main, a, "--out", out)
+    assert f"{a} has no eval/last; make it again with: python train_ICL.py" in said
+    assert "--overwrite=True" in said
+    assert f"{b} has no paper_compute" in refusal(capsys, icl_compute.main, b, "--x", "paper_compute", "--out", out)
+    c = write_icl(tmp_path / "c", scale=float("nan"))
+    assert f"{c}: eval_pointwise/loss is not finite at step 300" in refusal(capsys, icl_examples.main, c, "--out", out)
+    assert not list(tmp_path.glob("fig*"))
+
+
+def test_what_cannot_share_a_picture_is_refused(tmp_path, capsys):
+    a, b = write_icl(tmp_path / "a"), write_icl(tmp_path / "b", n_dims=2)
+    lm, out = write_lm(tmp_path / "lm"), tmp_path / "fig.png"
+    said = refusal(capsys, icl_compute.main, a, b, "--out", out)
+    assert "differ in n_dims (2 or 4); choose with --only n_dims=2" in said
+    assert f"{lm} is a run of train.py" in refusal(capsys, icl_compute.main, a, lm, "--out", out)
+    other = dict(command="train_TS.py", argv=["train_TS.py"], settings={}, status="finished")
+    (tmp_path / "ts").mkdir()
+    (tmp_path / "ts" / "run.json").write_text(json.dumps(other))
+    assert "ts is a run of train_TS.py" in refusal(capsys, icl_compute.main, a, tmp_path / "ts", "--out", out)
+    new = write_icl(tmp_path / "new", token_mixing_struct="dense")
+    assert "no name for token_mixing_struct 'dense'" in refusal(capsys, icl_compute.main, a, new, "--out", out)
+    shutil.copytree(a, tmp_path / "copy")
+    assert "are the same run, seed 1" in refusal(capsys, icl_compute.main, a, tmp_path / "copy", "--out", out)
+    assert "did you mean 'n_dims'?" in refusal(capsys, icl_compute.main, a, "--only", "n_dim=4", "--out", out)
+    said = refusal(capsys, icl_compute.main, a, "--only", "n_dims=9", "--out", out)
+    assert "no run has n_dims = 9; there is 4" in said
+    assert "NAME=VALUE" in refusal(capsys, icl_compute.main, a, "--only", "n_dims", "--out", out)
+    assert "ends in .png" in refusal(capsys, icl_compute.main, a, "--out", tmp_path / "fig.pdf")
+    assert not list(tmp_path.glob("fig*"))
+
+
+def test_only_chooses_and_says_how_many_it_left_out(tmp_path, capsys):
+    for width in (64, 128, 256):
+        write_icl(tmp_path / str(width), d_model=width)
+    runs = read_runs([tmp_path], "train_ICL.py", ["d_model=64", "d_model=256", "training_learning_rate=1e-3"])
+    assert [run.settings["d_model"] for run in runs] == [256, 64]  # by folder
+    assert "1 of 3 runs left out by --only" in capsys.readouterr().out
+    assert parse_wanted(["a=8|4", "a=2"]) == {"a": ["8|4", "2", 2]}
+
+
+@pytest.mark.parametrize(("a", "b"), [(20.0, 0.05), (3.0, 0.4)])
+def test_power_law_is_recovered(a, b):
+    C = np.array([1e15, 3e15, 2e16, 4e17])
+    np.testing.assert_allclose(fit_power_law(C, a * C**-b), (a, b), rtol=1e-9)
+
+
+def test_lm_fit_goes_through_the_last_points_of_each_structure(tmp_path, capsys):
+    for width in (256, 384, 512):
+        write_lm(tmp_path / f"s{width}", width, exponent=0.05)
+        write_lm(tmp_path / f"m{width}", width, exponent=0.07, token_mixing_struct="multi_level_low_rank")
+    runs = read_runs([tmp_path], "train.py")
+    curves, laws = lm_compute.draw(ax := axes(), runs, fit=True)
+    assert len(drawn(ax)) == len(curves) == 6
+    np.testing.assert_allclose(laws["low_rank"], (20, 0.05), rtol=1e-9)
+    np.testing.assert_allclose(laws["multi_level_low_rank"], (20, 0.07), rtol=1e-9)
+    lm_compute.main([str(tmp_path), "--fit", "--out", str(tmp_path / "fit.png")])
+    assert "MLR: L = 20 C^-0.0700 with C = non_emb_compute; 3 widths" in capsys.readouterr().out
+
+
+def test_a_fit_needs_three_widths_once_each_and_different_x(tmp_path, capsys):
+    for width in (256, 384):
+        write_lm(tmp_path / str(width), width)
+    out = tmp_path / "fig.png"
+    said = refusal(capsys, lm_compute.main, tmp_path, "--fit", "--out", out)
+    assert "needs 3 widths, standard has 2 (D = 256, 384)" in said
+    write_lm(tmp_path / "512", 512)
+    assert "end at the same x" in refusal(capsys, lm_compute.main, tmp_path, "--fit", "--x", "step", "--out", out)
+    write_lm(tmp_path / "512b", 512, init_lr=1e-3)
+    assert "2 curves of width 512" in refusal(capsys, lm_compute.main, tmp_path, "--fit", "--out", out)
+    assert not list(tmp_path.glob("fig*"))
+
+
+def test_tick_text():
+    assert [tick_text(v) for v in (0, 0.05, 1, 1.25, 1000, 1e4, 2e17, 1e-4)] == [
+        "", "0.05", "1", "1.25", "1000", "$10^{4}$", "$2\\times10^{17}$", "$10^{-4}$"
+    ]  # fmt: skip
