@@ -476,6 +476,21 @@ def test_the_gradient_is_that_of_the_mean_over_micro_batches(argv, tmp_path):
     assert first["train/loss"] == pytest.approx(loss.item(), rel=1e-6)
 
 
+def test_every_micro_batch_is_another_and_every_evaluation_the_same(argv, tmp_path, monkeypatch):
+    drawn, batch = {train.TRAIN: [], train.VAL: []}, train.LanguageModelling.batch
+
+    def recorded(self, tokens, stream, index):
+        drawn[stream].append(batch(self, tokens, stream, index)[0])
+        return batch(self, tokens, stream, index)
+
+    monkeypatch.setattr(train.LanguageModelling, "batch", recorded)
+    train.main(argv(out_dir=tmp_path))
+    assert len(torch.stack(drawn[train.TRAIN]).unique(dim=0)) == 6 * 2
+    assert drawn[train.TRAIN][0].shape == (2, 16)
+    for got, want in zip(drawn[train.VAL], drawn[train.VAL][:2] * 3, strict=True):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize(("clip", "largest"), [(1e-3, 1e-3), (0.0, 1e9)])
 def test_the_gradient_is_clipped(clip, largest, argv, tmp_path, monkeypatch):
     norms, step = [], torch.optim.AdamW.step

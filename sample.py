@@ -1,0 +1,85 @@
+"""Write text from a checkpoint of train.py, for every scoring function.
+
+    python sample.py --out_dir=out/shakespeare_char_mlr --start="ROMEO:" --num_samples=2
+
+Recomputes the prefix at every token; beyond block_size the context is cropped to its last block_size tokens.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from data.corpus import codec
+from model import GPT
+from train import Settings as TrainSettings
+from training import devices
+from training.configurator import configure, setting
+from training.errors import BadInput, command
+from training.run import load_checkpoint, load_weights
+
+
+@dataclass
+class Settings:
+    """Write text from a checkpoint. Config files and flags, the later one winning."""
+
+    out_dir: str = setting("out", "folder of the run that train.py made")
+    start: str = setting("\n", "text to go on from; FILE:path reads it from a file")
+    num_samples: int = setting(3, "how many texts")
+    max_new_tokens: int = setting(500, "tokens in each")
+    temperature: float = setting(0.8, "below 1 less random, above 1 more; 0 takes the likeliest token")
+    top_k: int = setting(200, "only the k likeliest tokens are drawn; 0: all")
+    seed: int = setting(1337, "seed of the draws")
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the GPU if there is one")
+    dtype: str = setting("float32", "precision: float32, bfloat16 or float16")
+
+    AT_LEAST: ClassVar[dict] = dict(num_samples=1, max_new_tokens=1, temperature=0, top_k=0)
+
+    def __post_init__(self):
+        for name, least in self.AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise BadInput(f"{name} is {getattr(self, name)}, it must be at least {least}")
+
+    def prompt(self):
+        if not self.start.startswith("FILE:"):
+            return self.start
+        path = Path(self.start.removeprefix("FILE:"))
+        if not path.is_file():
+            raise BadInput(f"no file {path} to start from")
+        return path.read_text()
+
+
+def load_model(out_dir, device="cpu"):
+    """(model in evaluation mode, encode, decode) of a run of train.py."""
+    path = Path(out_dir) / "ckpt.pt"
+    saved = load_checkpoint(path)
+    if "corpus" not in saved:
+        raise BadInput(f"{path} is not a language model: it names no corpus to decode with")
+    model_cfg = TrainSettings(**saved["settings"]).model_config()
+    model = GPT(model_cfg, saved["corpus"]["vocab_size"]).to(device)
+    load_weights(model, saved["model"], path)
+    return model.eval(), *codec(saved["corpus"])
+
+
+@command
+def main(argv=None):
+    cfg = configure(Settings, argv)
+    device = devices.pick_device(cfg.device)
+    model, encode, decode = load_model(cfg.out_dir, device)
+    prompt = encode(cfg.prompt())
+    if not prompt:
+        raise BadInput("the start is empty; give at least one character")
+    idx = torch.tensor([prompt] * cfg.num_samples, device=device)
+    generator = torch.Generator(device).manual_seed(cfg.seed)
+    with devices.autocast(device, cfg.dtype):
+        out = model.generate(
+            idx, cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k or None, generator=generator
+        )
+    for tokens in out:
+        print(decode(tokens))
+        print("-" * 15)
+
+
+if __name__ == "__main__":
+    main()
