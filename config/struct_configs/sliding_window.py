@@ -1,0 +1,5 @@
+# Sliding-window attention in the paper's language models: on top of train_struct_gpt2.py.
+#   python train.py config/struct_configs/train_struct_gpt2.py config/struct_configs/sliding_window.py --d_model=256
+
+out_dir = "out/struct_gpt2_sliding_window"
+token_mixing_struct = "low_rank_with_sliding_window"

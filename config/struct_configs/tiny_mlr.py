@@ -1,0 +1,8 @@
+# MLR attention at the size of tiny.py: eight levels, blocks of 256 down to 2.
+#   python train.py config/struct_configs/tiny.py config/struct_configs/tiny_mlr.py
+# TINY_MLR
+
+out_dir = "out/tiny_mlr"
+token_mixing_struct = "multi_level_low_rank"
+mlr_rank_list = "8|4|4|4|4|4|2|2"
+mlr_block_divide_by_num_levels = True
