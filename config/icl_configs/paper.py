@@ -2,9 +2,10 @@
 #   python train_ICL.py config/icl_configs/paper.py --n_dims=16 --d_model=128
 #   python train_ICL.py config/icl_configs/paper.py config/icl_configs/bilinear_btt.py --n_dims=16 --d_model=128
 #   python train_ICL.py config/icl_configs/paper.py config/icl_configs/bilinear_mlr.py --n_dims=16 --d_model=128
-# The defaults of train_ICL.py are the paper's; this file adds the curriculum. Without a second file: standard attention.
-# On one H100 at n_dims 16, d_model 128: 74 steps/s for standard attention, 37 for bilinear BTT, 15 for bilinear MLR, so
-# 2 to 9 hours.
+# The defaults of train_ICL.py are the paper's; this file adds the curriculum. Without a second file: standard
+# attention.
+# On one H100 at n_dims 16, d_model 128: 74 steps/s for standard attention, 37 for bilinear BTT, 15 for bilinear MLR,
+# so 2 to 9 hours.
 
 out_dir = "out/icl"
 training_curriculum_adaptive_inc = True

@@ -13,7 +13,6 @@ d_head = 32
 block_size = 256
 batch_size = 8
 gradient_accumulation_steps = 1
-init_lr = 1e-2
 warmup_iters = 100
 max_iters = 600
 eval_interval = 100

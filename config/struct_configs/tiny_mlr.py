@@ -6,3 +6,4 @@ out_dir = "out/tiny_mlr"
 token_mixing_struct = "multi_level_low_rank"
 mlr_rank_list = "8|4|4|4|4|4|2|2"
 mlr_block_divide_by_num_levels = True
+init_lr = 1e-2
