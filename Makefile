@@ -1,16 +1,22 @@
-# `make demo` shows both effects of the paper in a few minutes on two CPU cores; `make test` runs the tests.
+# `make demo` shows both effects of the paper in a few minutes on two CPU cores; `make test` runs the tests;
+# `make figures` redraws the pictures of results/ from its records.
 # Each makes its own virtual environment in .venv first. PYTHON chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test figures lint clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+figures: .venv/ready
+	$(BIN)/python plots/demo.py results/demo --out results
+	$(BIN)/python plots/lm_compute.py results/language_modeling/*_1500_* --out results/language_modeling_1500.png
+	$(BIN)/python plots/lm_compute.py results/language_modeling/*_3000_* --out results/language_modeling_3000.png
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ import torch
 from data.corpus import load_corpus
 from model import GPT
 from training.configurator import configure, setting
-from training.errors import command
+from training.errors import BadInput, command
 from training.loop import Experiment
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
@@ -46,6 +46,7 @@ class Settings(RunSettings, StructureSettings):
     always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
 
     ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")  # nanoGPT's names
+    POSITIVE: ClassVar[tuple] = ("init_lr",)
     AT_LEAST: ClassVar[dict] = dict(
         batch_size=1, gradient_accumulation_steps=1, block_size=1,
         max_iters=0, warmup_iters=0, eval_interval=1, eval_iters=1,
@@ -60,6 +61,8 @@ class LanguageModelling(Experiment):
         self.corpus = load_corpus(Path(cfg.data_dir) / cfg.dataset, cfg.block_size)
         self.micro_batches = cfg.gradient_accumulation_steps
         super().__init__(cfg, "train.py", lambda: GPT(model_cfg, self.corpus.vocab_size), cfg.init_lr)
+        if self.run.saved and self.run.saved["corpus"]["sha256"] != self.corpus.meta["sha256"]:
+            raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the corpus that {self.run.folder} was trained on")
 
     def batch(self, tokens, stream, index):
         """Random windows of block_size + 1 tokens as inputs and targets; a pure function of (seed, stream, index)."""

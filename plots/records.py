@@ -45,6 +45,7 @@ X_AXES = {  # key of metrics.jsonl: words of the axis
 CONFIGS = {  # script: the config file that the advice for a missing run names
     "train.py": "config/struct_configs/train_struct_gpt2.py",
     "train_ICL.py": "config/icl_configs/paper.py",
+    "train_TS.py": "config/ts_configs/etth1.py",
 }
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from plots import icl_compute, icl_examples, lm_compute  # noqa: E402
+from plots import demo  # noqa: E402
 from plots.records import load_run  # noqa: E402
-from plots.style import picture  # noqa: E402
 from training.configurator import configure, setting  # noqa: E402
 from training.errors import command  # noqa: E402
 
@@ -43,9 +42,9 @@ class Settings:
 
 def prepare():
     """Make the corpus, unless it is there."""
-    if not (ROOT / "data/pydocs/meta.json").exists():
+    if not Path("data/pydocs/meta.json").exists():
         print("preparing data/pydocs from this Python's standard library", flush=True)
-        subprocess.run([sys.executable, "data/pydocs/prepare.py"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "data/pydocs/prepare.py"], check=True, stdout=subprocess.DEVNULL)
 
 
 def train_all(out_dir, seed):
@@ -59,7 +58,7 @@ def train_all(out_dir, seed):
                 log = open(out_dir / f"{name}.log", "w")  # noqa: SIM115  closed with the process
                 flags = [f"--out_dir={out_dir / name}", f"--seed={seed}", "--init_from=auto", "--device=cpu"]
                 arguments = [sys.executable, *RUNS[name][1], *flags]
-                running[name] = subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+                running[name] = subprocess.Popen(arguments, env=env, stdout=log, stderr=subprocess.STDOUT)
             time.sleep(5)
             for name, process in list(running.items()):
                 if process.poll() is not None:
@@ -95,35 +94,24 @@ def table(runs):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def draw(runs, out_dir):
-    """Two pictures; returns their paths."""
-    icl = [run for name, run in runs.items() if name.startswith("icl")]
-    lm = [run for name, run in runs.items() if name.startswith("lm")]
-    first, second = out_dir / "in_context_regression.png", out_dir / "language_modelling.png"
-    with picture(first, panels=2) as (left, right):
-        icl_compute.draw(left, icl, x="step", with_legend=False)
-        icl_examples.draw(right, icl)
-    with picture(second, panels=2) as (left, right):
-        lm_compute.draw(left, lm, x="step", with_legend=False)
-        lm_compute.draw(right, lm, x="seconds")
-    return first, second
-
-
 @command
 def main(argv=None):
     cfg = configure(Settings, argv)
-    out_dir = ROOT / cfg.out_dir
+    os.chdir(ROOT)
+    out_dir = Path(cfg.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     prepare()
     print("training five small models, two at a time; this takes about four minutes", flush=True)
     train_all(out_dir, cfg.seed)
-    runs = {name: load_run(out_dir / name) for name in sorted(RUNS)}
-    print("\nwhat MLR attention writes after Python's documentation:\n")
+    print("\nwhat MLR attention writes after Python's documentation and sources:\n", flush=True)
     sample = ["sample.py", f"--out_dir={out_dir / 'lm_mlr'}", "--num_samples=1", "--max_new_tokens=300", "--start=def "]
-    subprocess.run([sys.executable, *sample], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, *sample], check=True)
+    print()
+    runs = {name: load_run(out_dir / name) for name in sorted(RUNS)}
     table(runs)
-    for path in draw(runs, out_dir):
-        print(f"picture: {path.relative_to(ROOT)}")
+    print("\npictures:", flush=True)
+    icl, lm = ([run for name, run in runs.items() if name.startswith(kind)] for kind in ("icl", "lm"))
+    demo.draw(icl, lm, out_dir)
 
 
 if __name__ == "__main__":

@@ -146,14 +146,13 @@ def mix(scores, v, mask, *, link="softmax", dropout=0.0):
     return F.dropout(weights, dropout) @ v if dropout else weights @ v
 
 
-def check_ranks(ranks, width):
-    """Raise BadInput unless the ranks are whole numbers from 0 on that add up to the head width."""
+def check_ranks(ranks, width, name="ranks"):
+    """Raise BadInput, under the name given, unless the ranks are whole numbers from 0 on that add up to the width."""
     if not ranks or min(ranks) < 0:
-        raise BadInput(f"ranks {tuple(ranks)}: give one whole number from 0 on for each level")
+        raise BadInput(f"{name} {tuple(ranks)}: give one whole number from 0 on for each level")
     if sum(ranks) != width:
-        raise BadInput(
-            f"ranks {tuple(ranks)} add up to {sum(ranks)}, the queries and keys of a head have {width} features"
-        )
+        words = f"{name} {tuple(ranks)} add up to {sum(ranks)}"
+        raise BadInput(f"{words}, the queries and keys of a head have {width} features")
 
 
 def _one_per_head(q, k, v):

@@ -68,9 +68,10 @@ class ScoringConfig:
             raise BadInput(f"no link_function '{self.link}', there are {', '.join(LINKS)}")
         if self.weighting not in WEIGHTINGS:
             raise BadInput(f"no level weighting '{self.weighting}', there are {', '.join(WEIGHTINGS)}")
-        for name in ("d_model", "n_head", "block_size", "qk_width", "kv_heads"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}, it must be at least 1")
+        for name in ("d_model", "n_head", "block_size", "n_kv_head", "d_qk_head"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"{name} is {value}, it must be at least 1")
         if self.d_model % self.n_head:
             raise BadInput(f"d_model {self.d_model} is not a multiple of n_head {self.n_head}")
         if self.n_head % self.kv_heads:
@@ -83,11 +84,11 @@ class ScoringConfig:
 
     @property
     def qk_width(self):
-        return self.d_qk_head or self.d_head
+        return self.d_head if self.d_qk_head is None else self.d_qk_head
 
     @property
     def kv_heads(self):
-        return self.n_kv_head or self.n_head
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
 
 
 class Cost(NamedTuple):
@@ -172,7 +173,7 @@ class GSWAScoring(ProjectedScoring):
     @staticmethod
     def check(cfg):
         WindowScoring.check(cfg)
-        check_ranks(cfg.gswa_ranks, cfg.qk_width)
+        check_ranks(cfg.gswa_ranks, cfg.qk_width, "gswa_rank_list")
         if len(cfg.gswa_ranks) != 2 or min(cfg.gswa_ranks) < 1:
             raise BadInput(f"gswa_rank_list takes two ranks of at least 1, global|window, not {cfg.gswa_ranks}")
 
@@ -194,7 +195,7 @@ class MLRScoring(ProjectedScoring):
 
     @staticmethod
     def check(cfg):
-        check_ranks(cfg.ranks, cfg.qk_width)
+        check_ranks(cfg.ranks, cfg.qk_width, "mlr_rank_list")
         if cfg.block_sizes is None:
             default_block_sizes(cfg.block_size, len(cfg.ranks))
             return
@@ -251,7 +252,7 @@ class BilinearMLRScoring(BilinearScoring):
     @staticmethod
     def check(cfg):
         _no_grouped_heads(cfg)
-        check_ranks(cfg.ranks, cfg.qk_width)
+        check_ranks(cfg.ranks, cfg.qk_width, "mlr_rank_list")
         chunks = 2 ** (len(cfg.ranks) - 1)
         if cfg.d_model % chunks:
             raise BadInput(

@@ -7,19 +7,24 @@ from pathlib import Path
 
 import pytest
 from runs import metrics, record, write_corpus
+from test_train_TS import waves, write_series
 
 import train
 import train_ICL
+import train_TS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "config").rglob("*.py"))
-MAINS = {"train.py": train.main, "train_ICL.py": train_ICL.main}
+SCRIPTS = {"train.py": train, "train_ICL.py": train_ICL, "train_TS.py": train_TS}
 SMALL = {
     "train.py": "--dataset=corpus --d_model=192 --block_size=128 --batch_size=2 --gradient_accumulation_steps=1 "
     "--sliding_block_size=32 --eval_iters=1",
     "train_ICL.py": "--n_dims=4 --d_model=128 --n_head=8 --batch_size=4 --eval_prompts=8 --eval_batch_size=8 "
     "--training_curriculum_adaptive_inc=False",
+    "train_TS.py": "--d_model=128 --n_head=2 --batch_size=4",
 }
+WIDTH = ("--d_model", "--n_head")
+LOSSES = ("train/loss", "overall_loss", "train/mse")
 
 
 def commands(path):
@@ -32,16 +37,17 @@ def commands(path):
 def test_header_commands_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     write_corpus(tmp_path / "corpus")
+    write_series(tmp_path / "ETTh1", waves(600), rows=(300, 150, 150))
     assert commands(path), f"{path} does not open with a command that uses it"
     for number, (script, *arguments) in enumerate(commands(path)):
         out_dir = tmp_path / str(number)
         keeps_width = path.name.startswith("tiny")
-        small = [flag for flag in SMALL[script].split() if not (keeps_width and flag.startswith("--d_model"))]
-        small += [f"--data_dir={tmp_path}"] if script == "train.py" else []
+        small = [flag for flag in SMALL[script].split() if not (keeps_width and flag.startswith(WIDTH))]
+        small += [f"--data_dir={tmp_path}"] if script != "train_ICL.py" else []
         small += [f"--out_dir={out_dir}", "--max_iters=1", "--device=cpu", "--dtype=float32", "--compile=False"]
-        MAINS[script]([*arguments, *small])
+        SCRIPTS[script].main([*arguments, *small])
         assert record(out_dir)["status"] == "finished"
-        losses = [m[key] for m in metrics(out_dir) for key in ("train/loss", "overall_loss") if key in m]
+        losses = [m[key] for m in metrics(out_dir) for key in LOSSES if key in m]
         assert losses
         assert all(map(math.isfinite, losses))
 
@@ -50,7 +56,7 @@ def test_header_commands_run(path, tmp_path, monkeypatch):
 def test_only_deltas(path):
     """No assignment repeats a default, or the file that it goes on top of."""
     script, *arguments = commands(path)[0]
-    values = vars({"train.py": train, "train_ICL.py": train_ICL}[script].Settings())
+    values = vars(SCRIPTS[script].Settings())
     for file in (ROOT / a for a in arguments if a.endswith(".py")):
         assigned = {}
         exec(file.read_text(), {}, assigned)

@@ -208,6 +208,7 @@ BOTH = [  # arguments, words of the message
 LANGUAGE = [
     (["--gradient_accumulation_steps=0"], ["gradient_accumulation_steps is 0"]),
     (["--eval_iters=0"], ["eval_iters is 0"]),
+    (["--init_lr=0"], ["init_lr is 0.0", "above 0"]),
     (["--block_size=0"], ["block_size is 0"]),
     (["--dataset=openwebtext_smal"], ["meta.json is missing", "data/openwebtext_small?", "python data/"]),
     (["--dataset=openwebtext"], ["meta.json is missing", "make it with: python data/openwebtext/prepare.py"]),
@@ -217,6 +218,7 @@ LANGUAGE = [
 ]
 IN_CONTEXT = [
     (["--n_dims=0"], ["n_dims is 0", "at least 1"]),
+    (["--training_learning_rate=-1"], ["training_learning_rate is -1.0", "above 0"]),
     (["--n_positions=0"], ["n_positions is 0", "at least 1"]),
     (["--block_size=12"], ["block_size 12", "8 pairs"]),
     (["--training_task=sorting"], ["'sorting'", "linear_regression", "decision_tree"]),

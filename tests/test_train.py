@@ -129,6 +129,25 @@ def test_auto_starts_anew_where_a_run_was_killed_before_its_first_checkpoint(arg
     assert_same_run(tmp_path, whole)
 
 
+def test_auto_refuses_the_folder_of_another_run_that_has_no_checkpoint_yet(argv, tmp_path, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(dict(settings=vars(train.Settings(seed=5)))))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}')
+    with pytest.raises(SystemExit) as stopped:
+        train.main(argv(out_dir=tmp_path, init_from="auto"))
+    assert stopped.value.code == 2
+    assert "run.json was made with" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}'
+
+
+def test_a_resume_on_another_corpus_is_refused(argv, tmp_path, capsys):
+    train.main(argv(out_dir=tmp_path / "run", max_iters=2))
+    write_corpus(tmp_path / "text", tokens=500)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(argv(out_dir=tmp_path / "run", init_from="resume", data_dir=tmp_path))
+    assert stopped.value.code == 2
+    assert "is not the corpus" in capsys.readouterr().err
+
+
 def test_free_settings_may_change_at_a_resume(argv, whole, tmp_path):
     train.main(argv(out_dir=tmp_path, max_iters=4))
     train.main(argv(out_dir=tmp_path, init_from="resume", eval_iters=3, wandb_project="other"))

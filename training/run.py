@@ -50,12 +50,19 @@ class Run:
                 )
             if self.folder.exists() and not self.folder.is_dir():
                 raise BadInput(f"out_dir {self.folder} is a file")
+            earlier = self._read_record().get("settings")
+            if earlier and not cfg.overwrite:  # begun, and stopped before its first checkpoint
+                self._refuse_other(earlier, self.folder / "run.json")
             return None
         saved = load_checkpoint(path)
-        for name in differences(cfg, saved["settings"]):
-            there = f"with {name} = {saved['settings'][name]!r}" if name in saved["settings"] else f"without {name}"
-            raise BadInput(f"{path} was made {there}, this run has {name} = {getattr(cfg, name)!r}")
+        self._refuse_other(saved["settings"], path)
         return saved
+
+    def _refuse_other(self, saved, path):
+        """Raise BadInput if the saved settings belong to a different run, naming the first that differs."""
+        for name in differences(self.settings, saved):
+            there = f"with {name} = {saved[name]!r}" if name in saved else f"without {name}"
+            raise BadInput(f"{path} was made {there}, this run has {name} = {getattr(self.settings, name)!r}")
 
     def start(self, *, device, parameters, per_token):
         """Write run.json, repair metrics.jsonl after a kill, begin to listen for stop signals.
@@ -229,7 +236,6 @@ def read_metrics(path):
         with contextlib.suppress(ValueError):
             lines.append(json.loads(line))
     return lines
-
 
 
 def _versions():

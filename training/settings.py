@@ -128,11 +128,15 @@ class RunSettings:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be at least {least}")
+        for name in self.POSITIVE:
+            if getattr(self, name) <= 0:
+                raise BadInput(f"{name} is {getattr(self, name)}, it must be above 0")
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be below 1")
 
     AT_LEAST: ClassVar[dict] = {}  # setting: least value, for each script to fill
+    POSITIVE: ClassVar[tuple] = ()  # settings that must be above 0
 
 
 def _parse_levels(text):
