@@ -54,7 +54,7 @@ def test_a_run_of_the_demo_that_fails_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "RUNS", {"icl_standard": ("standard", ["train_ICL.py", "--n_dims=0"])})
     monkeypatch.setattr(demo.time, "sleep", lambda seconds: None)
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit, match="(?s)icl_standard failed.*n_dims is 0"):
+    with pytest.raises(SystemExit, match=r"(?s)icl_standard failed.*n_dims is 0"):
         demo.train_all(tmp_path, seed=1)
 
 
@@ -76,7 +76,8 @@ def language_model(tmp_path_factory):
 
 def test_sample_writes_text_again_and_again(language_model, capsys):
     def text(**settings):
-        sample.main(flags(out_dir=language_model, start="ab", num_samples=2, max_new_tokens=30, device="cpu", **settings))
+        asked = dict(out_dir=language_model, start="ab", num_samples=2, max_new_tokens=30, device="cpu")
+        sample.main(flags(asked, settings))
         return capsys.readouterr().out
 
     assert text(seed=1) == text(seed=1)

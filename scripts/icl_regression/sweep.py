@@ -1,0 +1,62 @@
+"""Print one command per run of the in-context regression grid: dimensions, widths, structures, learning rates.
+
+    python scripts/icl_regression/sweep.py > runs.txt
+    sbatch --array=1-$(wc -l < runs.txt) scripts/array.sh runs.txt     # or: bash runs.txt, one after the other
+
+Part of it: `sweep.py | grep n_dims=16`. More seeds: `sweep.py --seed=2 >> runs.txt`. A command given again goes on
+where its run stopped, and does nothing if that is finished.
+
+Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck. The
+widths here are half of that, that, and twice that, up to 1024. Widths and rates are our choice, not the paper's list.
+"""
+
+import itertools
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from training.configurator import configure, setting
+from training.errors import command
+
+CONFIG = "config/icl_configs"
+N_HEAD = 8
+WIDTHS = {16: (64, 128, 256), 32: (128, 256, 512), 64: (256, 512, 1024), 128: (512, 1024)}  # n_dims: d_model
+RATES = (1e-3, 3e-3)
+STRUCTURES = {  # name: (config files on top of the paper's, number of heads)
+    "standard": ([], N_HEAD),
+    "standard_1head": ([], 1),
+    "bilinear_mlr": ([f"{CONFIG}/bilinear_mlr.py"], N_HEAD),
+    "bilinear_btt": ([f"{CONFIG}/bilinear_btt.py"], N_HEAD),
+}
+
+
+def mlr_ranks(d_head):
+    """8|4|2|2, the default, scaled to the head width: the form has rank 2.5 d_head, above n_dims at every width."""
+    return "|".join(str(d_head // share) for share in (2, 4, 8, 8))
+
+
+@dataclass
+class Settings:
+    """Print the commands of the in-context regression grid."""
+
+    out_dir: str = setting("out/icl_regression", "folder of the runs' folders")
+    seed: int = setting(1337, "seed of every run")
+
+
+@command
+def main(argv=None):
+    cfg = configure(Settings, argv)
+    sizes = [(n_dims, d_model) for n_dims, widths in WIDTHS.items() for d_model in widths]
+    for (n_dims, d_model), (name, (configs, n_head)), lr in itertools.product(sizes, STRUCTURES.items(), RATES):
+        out_dir = f"{cfg.out_dir}/{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{cfg.seed}"
+        flags = [f"--n_dims={n_dims}", f"--d_model={d_model}", f"--n_head={n_head}"]
+        flags += [f"--mlr_rank_list={mlr_ranks(d_model // n_head)}"] if name == "bilinear_mlr" else []
+        flags += [f"--training_learning_rate={lr}", f"--seed={cfg.seed}", f"--out_dir={out_dir}", "--init_from=auto"]
+        print(shlex.join(["python", "train_ICL.py", f"{CONFIG}/paper.py", *configs, *flags]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Print one command per language model of the paper's comparison, best learning rates included.
+
+    python scripts/language_modeling/sweep.py > runs.txt
+    sbatch --array=1-$(wc -l < runs.txt) scripts/array.sh runs.txt     # or: bash runs.txt, one after the other
+
+Part of it: `sweep.py | grep d_model=256`. More seeds: `sweep.py --seed=2 >> runs.txt`. A command given again goes on
+where its run stopped, and does nothing if that is finished.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from training.configurator import configure, setting
+from training.errors import command
+
+CONFIG = "config/struct_configs"
+RATES = {  # structure: {d_model: the best rate in the paper's runs}
+    "standard": {256: 3e-3, 384: 3e-3, 512: 1.65e-3, 768: 1.65e-3},
+    "mlr": {256: 3e-3, 384: 1.65e-2, 512: 3e-3, 768: 1.65e-2},
+    "sliding_window": {256: 3e-3, 384: 3e-3, 512: 3e-3, 768: 3e-3},
+    "gswa": {256: 3e-3, 384: 3e-3, 512: 3e-3, 768: 1.65e-2},
+    "sequential_gswa": {256: 3e-3, 384: 3e-3, 512: 3e-3, 768: 3e-3},  # not known: the default
+}
+
+
+@dataclass
+class Settings:
+    """Print the commands of the language-modelling grid."""
+
+    out_dir: str = setting("out/language_modeling", "folder of the runs' folders")
+    seed: int = setting(1337, "seed of every run")
+
+
+@command
+def main(argv=None):
+    cfg = configure(Settings, argv)
+    for structure, rates in RATES.items():
+        configs = [f"{CONFIG}/train_struct_gpt2.py"]
+        configs += [f"{CONFIG}/{structure}.py"] if structure != "standard" else []
+        for d_model, lr in rates.items():
+            out_dir = f"{cfg.out_dir}/{structure}_d{d_model}_seed{cfg.seed}"
+            flags = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={cfg.seed}"]
+            print(shlex.join(["python", "train.py", *configs, *flags, f"--out_dir={out_dir}", "--init_from=auto"]))
+
+
+if __name__ == "__main__":
+    main()
