@@ -23,11 +23,11 @@ from training.configurator import configure, setting  # noqa: E402
 from training.errors import command  # noqa: E402
 
 ICL, LM = "config/icl_configs/tiny", "config/struct_configs/tiny"
-RUNS = {  # name: (what the table calls it, command); the longest first
+RUNS = {  # name: (what the table calls it, command); in the order that keeps both cores busy
     "lm_mlr": ("MLR", ["train.py", f"{LM}.py", f"{LM}_mlr.py"]),
+    "icl_standard": ("standard", ["train_ICL.py", f"{ICL}.py"]),
     "icl_bilinear_btt": ("bilinear BTT", ["train_ICL.py", f"{ICL}.py", f"{ICL}_bilinear_btt.py"]),
     "icl_bilinear_mlr": ("bilinear MLR", ["train_ICL.py", f"{ICL}.py", f"{ICL}_bilinear_mlr.py"]),
-    "icl_standard": ("standard", ["train_ICL.py", f"{ICL}.py"]),
     "lm_standard": ("standard", ["train.py", f"{LM}.py"]),
 }
 

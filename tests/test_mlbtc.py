@@ -104,20 +104,19 @@ CASES = [
 def test_family_equals_its_textbook_matrix(build, sizes, textbook):
     torch.manual_seed(0)
     m = build(*sizes).double()
-    M = textbook(m)
-    assert M.shape == (m.n_out, m.n_in)
-    assert_same([m.dense()], [M], ["dense"])
-    x = torch.randn(2, 3, m.n_in, dtype=torch.float64)
-    weights = list(m.parameters())
+    assert textbook(m).shape == (m.n_out, m.n_in)
+    assert_same([m.dense()], [textbook(m)], ["dense"])
+    for rows in ((2, 3), (4, m.n_in)):  # few: factor by factor; many: assembled, on the CPU
+        x = torch.randn(*rows, m.n_in, dtype=torch.float64, requires_grad=True)
+        inputs = {"x": x, **dict(m.named_parameters())}
 
-    def product(f):
-        out = f(x)
-        cotangent = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
-        return [out, *torch.autograd.grad(out, weights, cotangent)]
+        def product(f, x=x, inputs=inputs):
+            out = f(x)
+            cotangent = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+            return [out, *torch.autograd.grad(out, inputs.values(), cotangent)]
 
-    names = ["Mx", *(name for name, _ in m.named_parameters())]
-    assert_same(product(m), product(lambda x: x @ textbook(m).T), names)
-    assert_same(with_gradients(m, [x]), with_gradients(lambda x: x @ M.detach().T, [x]), ["Mx", "dx"])
+        names = ["Mx", *(f"d {name}" for name in inputs)]
+        assert_same(product(m), product(lambda x: x @ textbook(m).T), names)
 
 
 def test_a_random_butterfly_is_dense_and_a_fourier_matrix_is_one():
@@ -139,8 +138,9 @@ def test_heads_are_independent_matrices():
     right, left = factors(m)[0]
     M = reference.btt_dense(right, left, 3, 2)
     assert_same([m.dense()], [M], ["dense"])
-    x = torch.randn(5, 2, 12, dtype=torch.float64)
-    assert_same([m(x)], [torch.einsum("hoi,tbi->tbho", M, x)], ["Mx"])
+    for rows in (10, 100):
+        x = torch.randn(rows // 2, 2, 12, dtype=torch.float64)
+        assert_same([m(x)], [torch.einsum("hoi,tbi->tbho", M, x)], ["Mx"])
 
 
 @pytest.mark.parametrize("family", mlbtc.FAMILIES)
