@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data.corpus import CHARACTERS, CorpusWriter
+from data.ett import COLUMNS, DTYPE, SPLITS
 
 STRUCTURES = {  # token_mixing_struct: what it needs at head width 8 and block_size 16
     "low_rank": {},
@@ -46,6 +47,23 @@ def write_corpus(folder, tokens=400):
         for split in ("train", "val"):
             writer.add(split, np.arange(tokens) * 5 % 96)
         writer.finish()
+
+
+def write_series(folder, values, rows):
+    """values (sum(rows), 7) as prepare.py leaves a series: its parts, and the mean and the deviation of the first."""
+    folder.mkdir(parents=True)
+    for split, part in zip(SPLITS, np.split(values, np.cumsum(rows)[:-1]), strict=True):
+        part.astype(DTYPE).tofile(folder / f"{split}.bin")
+    train = values[: rows[0]]
+    meta = dict(rows=dict(zip(SPLITS, rows, strict=True)), mean=train.mean(0).tolist(), std=train.std(0).tolist())
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def waves(rows, noise=0.1):
+    """Seven noisy waves of period 12, each with its own phase, level and size: the next hours follow from the last."""
+    rng, t = np.random.default_rng(0), np.arange(rows)[:, None]
+    channel = np.arange(len(COLUMNS))
+    return channel + (1 + channel) * (np.sin(2 * np.pi * t / 12 + channel) + noise * rng.standard_normal((rows, 7)))
 
 
 def metrics(out_dir):

@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from runs import metrics, record, write_corpus
-from test_train_TS import waves, write_series
+from runs import metrics, record, waves, write_corpus, write_series
 
 import train
 import train_ICL

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 import train
 import train_ICL
+import train_TS
 from plots import icl_compute, icl_examples, lm_compute
 from plots.records import (
     IGNORED,
@@ -186,7 +187,7 @@ def test_longer_runs_are_curves_of_their_own(tmp_path):
 def test_tables_cover_the_code():
     assert set(STRUCTURES) == set(SCORING)
     assert all(len(set(column)) == len(STRUCTURES) for column in zip(*STRUCTURES.values(), strict=True))
-    for settings in SCRIPTS.values():
+    for settings in (*SCRIPTS.values(), train_TS.Settings):
         free = {f.name for f in dataclasses.fields(settings) if f.metadata["free"]}
         assert free <= IGNORED | {"max_iters"}
         used = {f.name for f in dataclasses.fields(settings)} & IGNORED

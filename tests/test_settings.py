@@ -13,8 +13,10 @@ import pytest
 import torch
 from runs import TINY_ICL, TINY_LM, assert_same_checkpoint, checkpoint, flags, record, stops, write_corpus
 
+import sample
 import train
 import train_ICL
+import train_TS
 from model import GPT
 from training.configurator import configure, help_text, parse_list, setting
 from training.errors import BadInput
@@ -23,6 +25,7 @@ from training.schedule import lr_factor
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train.py": train, "train_ICL.py": train_ICL}
+EVERY_SCRIPT = {**SCRIPTS, "train_TS.py": train_TS, "sample.py": sample}
 
 
 @pytest.fixture
@@ -94,13 +97,13 @@ def test_files_and_flags_the_later_one_wins(argv, want, tmp_path):
     assert type(got.rate) is float
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY_SCRIPT)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(script, flag, capsys):
     """Every setting with its type, its default and a sentence."""
-    assert stops(SCRIPTS[script].main, ["--n_layer=2", flag]) == 0
+    assert stops(EVERY_SCRIPT[script].main, ["--seed=2", flag]) == 0
     said = capsys.readouterr().out
-    for field in dataclasses.fields(SCRIPTS[script].Settings):
+    for field in dataclasses.fields(EVERY_SCRIPT[script].Settings):
         row = re.search(rf"^  --{field.name} +(int|float|bool|str) +(\S.*) \[(.*)\]$", said, re.MULTILINE)
         assert row, field.name
         assert row[1] == type(field.default).__name__

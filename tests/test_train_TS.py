@@ -1,6 +1,5 @@
 """train_TS.py: which windows there are, what an evaluation averages, exact resumes, records, and that it learns."""
 
-import json
 import runpy
 import signal
 from pathlib import Path
@@ -8,7 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import STRUCTURES, TINY, assert_same_run, checkpoint, flags, metrics, record, signal_at, stops
+from runs import (
+    STRUCTURES,
+    TINY,
+    assert_same_run,
+    checkpoint,
+    flags,
+    metrics,
+    record,
+    signal_at,
+    stops,
+    waves,
+    write_series,
+)
 
 import train_TS
 from data.ett import COLUMNS, DTYPE, SPLITS, load_ett
@@ -23,27 +34,10 @@ PROGRESS = [*COUNTED, "train/mse", "lr", "grad_norm", "tokens_per_s", "mfu"]
 EVALUATION = [*COUNTED, "val/mse", "test/mse", "test/mae"]
 
 
-def write_series(folder, values, rows=ROWS):
-    """values (sum(rows), 7) as prepare.py leaves a series: its parts, and the mean and the deviation of the first."""
-    folder.mkdir(parents=True)
-    for split, part in zip(SPLITS, np.split(values, np.cumsum(rows)[:-1]), strict=True):
-        part.astype(DTYPE).tofile(folder / f"{split}.bin")
-    train = values[: rows[0]]
-    meta = dict(rows=dict(zip(SPLITS, rows, strict=True)), mean=train.mean(0).tolist(), std=train.std(0).tolist())
-    (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def waves(rows, noise=0.1):
-    """Seven noisy waves of period 12, each with its own phase, level and size: the next hours follow from the last."""
-    rng, t = np.random.default_rng(0), np.arange(rows)[:, None]
-    channel = np.arange(len(COLUMNS))
-    return channel + (1 + channel) * (np.sin(2 * np.pi * t / 12 + channel) + noise * rng.standard_normal((rows, 7)))
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ett")
-    write_series(folder / "ETTh1", waves(sum(ROWS)))
+    write_series(folder / "ETTh1", waves(sum(ROWS)), ROWS)
     return folder
 
 
@@ -111,7 +105,7 @@ def test_one_channel(build):
 def test_values_after_the_training_part_change_nothing_in_it(data_dir, tmp_path, build):
     changed = waves(sum(ROWS))
     changed[ROWS[0] :] += 100
-    write_series(tmp_path / "other" / "ETTh1", changed)
+    write_series(tmp_path / "other" / "ETTh1", changed, ROWS)
     a, b = build(), build(data_dir=tmp_path / "other")
     for step in range(30):
         rows = a.training_rows(step)
@@ -286,7 +280,7 @@ def test_a_resume_of_another_experiment_is_refused(argv, tmp_path, capsys):
     train_TS.main(argv(max_iters=1))
     assert stops(train_TS.main, argv(init_from="resume", horizon=4)) == 2
     assert "horizon = 5, this run has horizon = 4" in capsys.readouterr().err
-    write_series(tmp_path / "other" / "ETTh1", waves(sum(ROWS), noise=0.2))
+    write_series(tmp_path / "other" / "ETTh1", waves(sum(ROWS), noise=0.2), ROWS)
     assert stops(train_TS.main, argv(init_from="resume", data_dir=tmp_path / "other")) == 2
     assert "other/ETTh1 is not the series that" in capsys.readouterr().err
 
