@@ -49,7 +49,7 @@ def prepare():
 
 def train_all(out_dir, seed):
     """Run every command, two at a time on a core each; stop all if one fails."""
-    waiting, running, started = list(RUNS), {}, time.monotonic()
+    waiting, running, started, said = list(RUNS), {}, time.monotonic(), 0
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         while waiting or running:
@@ -59,14 +59,17 @@ def train_all(out_dir, seed):
                 flags = [f"--out_dir={out_dir / name}", f"--seed={seed}", "--init_from=auto", "--device=cpu"]
                 arguments = [sys.executable, *RUNS[name][1], *flags]
                 running[name] = subprocess.Popen(arguments, env=env, stdout=log, stderr=subprocess.STDOUT)
-            time.sleep(5)
+            time.sleep(1)
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
                     if process.returncode:
                         sys.exit(f"{name} failed:\n{(out_dir / f'{name}.log').read_text()[-2000:]}")
-            words = [f"{name} {last_line(out_dir / f'{name}.log')}" for name in running]
-            print(f"[{time.monotonic() - started:3.0f} s] " + " | ".join(words or ["all runs finished"]), flush=True)
+            seconds = time.monotonic() - started
+            if running and seconds - said > 5:
+                words = [f"{name} {last_line(out_dir / f'{name}.log')}" for name in running]
+                print(f"[{seconds:3.0f} s] " + " | ".join(words), flush=True)
+                said = seconds
     finally:
         for process in running.values():
             process.terminate()
@@ -101,7 +104,7 @@ def main(argv=None):
     out_dir = Path(cfg.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     prepare()
-    print("training five small models, two at a time; this takes about four minutes", flush=True)
+    print("training five small models, two at a time; this takes four to five minutes", flush=True)
     train_all(out_dir, cfg.seed)
     print("\nwhat MLR attention writes after Python's documentation and sources:\n", flush=True)
     sample = ["sample.py", f"--out_dir={out_dir / 'lm_mlr'}", "--num_samples=1", "--max_new_tokens=300", "--start=def "]

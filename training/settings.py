@@ -30,7 +30,7 @@ class StructureSettings:
     mha_SP_attn_logits_scaling: bool = setting(False, "standard and window attention: scale 1/sqrt(r), not the µP 8/r")
     mlr_rank_list: str = setting("32|8|6|4|4|4|4|2", "rank of every level, coarse to fine; they sum to the head width")
     mlr_block_size_list: str = setting("default", "block length of every level; default: halved level by level")
-    mlr_divide_by_num_levels: bool = setting(False, "MLR attention and form: scores times 1 / number of levels")
+    mlr_divide_by_num_levels: bool = setting(False, "MLR, both kinds: scores times 1 / number of levels")
     mlr_block_divide_by_num_levels: bool = setting(False, "MLR attention: scores times 1 / number of levels shared")
     bilinear_mlr_muP_attn_logits_scaling: bool = setting(False, "bilinear MLR scores times a further 8/sqrt(r_l p_l)")
     bilinear_btt_muP_attn_logits_scaling: bool = setting(False, "bilinear BTT and MLBTC scale 1/D instead of 1/sqrt(D)")
