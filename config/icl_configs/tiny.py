@@ -4,7 +4,7 @@
 #   python train_ICL.py config/icl_configs/tiny.py config/icl_configs/tiny_bilinear_btt.py
 #   python train_ICL.py config/icl_configs/tiny.py config/icl_configs/tiny_bilinear_mlr.py
 # Predicting zero costs 1.09 on these evaluation prompts. Expect 1.09 from standard attention after 3,500 steps, and
-# 0.69 to 0.73 (BTT) and 0.65 to 0.78 (MLR) over three seeds; 80 s each on one core.
+# 0.69 to 0.85 (BTT) and 0.65 to 0.85 (MLR) over six runs; 100 s each on one core.
 
 out_dir = "out/icl_tiny"
 n_dims = 4
