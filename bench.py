@@ -30,7 +30,7 @@ from torch.nn.utils import clip_grad_norm_
 import structured
 from model import GPT, InContextRegressor
 from structured import STRUCTURES, default_block_sizes, reference
-from training.configurator import configure, parse_list, setting
+from training.configurator import configure, parse_list, require_at_least, setting
 from training.devices import DTYPES, allow_tf32, autocast, device_name, pick_device, synchronise
 from training.errors import BadInput, command
 from training.mup import adamw, initialise
@@ -53,9 +53,7 @@ class BenchSettings:
             raise BadInput(f"no dtype '{self.dtype}', there are {', '.join(DTYPES)}")
         if self.out and not Path(self.out).parent.is_dir():
             raise BadInput(f"out is {self.out}, there is no folder {Path(self.out).parent}")
-        for name in self.AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}, it must be at least 1")
+        require_at_least(self, dict.fromkeys(self.AT_LEAST_1, 1))
 
 
 @dataclass

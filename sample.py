@@ -15,7 +15,7 @@ from data.corpus import codec
 from model import GPT
 from train import Settings as TrainSettings
 from training import devices
-from training.configurator import configure, setting
+from training.configurator import configure, require_at_least, setting
 from training.errors import BadInput, command
 from training.run import load_checkpoint, load_weights
 
@@ -37,9 +37,7 @@ class Settings:
     AT_LEAST: ClassVar[dict] = dict(num_samples=1, max_new_tokens=1, temperature=0, top_k=0)
 
     def __post_init__(self):
-        for name, least in self.AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise BadInput(f"{name} is {getattr(self, name)}, it must be at least {least}")
+        require_at_least(self, self.AT_LEAST)
 
     def prompt(self):
         if not self.start.startswith("FILE:"):

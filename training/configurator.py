@@ -63,6 +63,13 @@ def help_text(cls):
     return "\n".join([(cls.__doc__ or "").strip(), "", heading, *rows])
 
 
+def require_at_least(settings, least):
+    """Raise BadInput for the first setting below its least value; least: {name: value}."""
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            raise BadInput(f"{name} is {getattr(settings, name)}, it must be at least {value}")
+
+
 def differences(settings, other):
     """Names of the settings that differ between a settings object and a dict of saved ones, free ones left out."""
     fields = {f.name: f for f in dataclasses.fields(settings)}

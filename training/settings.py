@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from model import ModelConfig
 from structured import ScoringConfig
-from training.configurator import parse_list, setting
+from training.configurator import parse_list, require_at_least, setting
 from training.errors import BadInput
 
 
@@ -124,10 +124,8 @@ class RunSettings:
     def __post_init__(self):
         if self.init_from not in ("scratch", "resume", "auto"):
             raise BadInput(f"init_from is '{self.init_from}', there are scratch, resume, auto")
-        at_least = dict(log_interval=1, seed=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0, **self.AT_LEAST)
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise BadInput(f"{name} is {getattr(self, name)}, it must be at least {least}")
+        common = dict(log_interval=1, seed=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0)
+        require_at_least(self, {**common, **self.AT_LEAST})
         for name in self.POSITIVE:
             if getattr(self, name) <= 0:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be above 0")
