@@ -99,7 +99,7 @@ class LanguageModelling(Experiment):
         return lr_factor(step, cfg.warmup_iters, cfg.lr_decay_iters, floor)
 
     def step_cost(self, step):
-        cfg, cost = self.cfg, self.model.compute(self.cfg.block_size)
+        cfg, cost = self.cfg, self.cost(self.cfg.block_size)
         n = cfg.batch_size * cfg.gradient_accumulation_steps
         return Counter(
             tokens=n * cfg.block_size,

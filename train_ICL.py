@@ -166,7 +166,7 @@ class InContextRegression(Experiment):
     def step_cost(self, step):
         """The paper charges a token of a shorter prompt what one of a full prompt costs (DESIGN 7)."""
         B, T = self.cfg.batch_size, 2 * self.curriculum.at(step)[1]
-        cost, full = self.model.compute(T), self.model.compute(self.cfg.tokens)
+        cost, full = self.cost(T), self.cost(self.cfg.tokens)
         return Counter(
             tokens=B * T,
             compute=6 * B * cost.macs,

@@ -144,7 +144,7 @@ class Forecasting(Experiment):
         return lr_factor(step, self.cfg.warmup_iters)
 
     def step_cost(self, step):
-        B, cost = self.cfg.batch_size, self.model.compute(self.cfg.look_back)
+        B, cost = self.cfg.batch_size, self.cost(self.cfg.look_back)
         return Counter(
             tokens=B * self.cfg.look_back,
             compute=6 * B * cost.macs,

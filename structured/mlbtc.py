@@ -18,7 +18,7 @@ from torch import nn
 from structured.errors import BadInput
 from structured.layers import BlockDiagonal
 
-ASSEMBLE_UP_TO = 256  # columns; beyond, one dense product costs the CPU more than the factors
+ASSEMBLE_UP_TO = 256  # columns; the gain falls from 4 times at 16 columns to 1.5 at 512, and the extra FLOPs grow
 
 
 class Blocks(NamedTuple):
@@ -91,7 +91,7 @@ class MLBTC(nn.Module):
         return self._contract(torch.eye(self.n_in, dtype=weight.dtype, device=weight.device))
 
     def _assembling_pays(self, x):
-        """Whether to build M and multiply once: on the CPU 4 to 6 times faster for many more rows than columns."""
+        """Whether to build M and multiply once: on the CPU 1.3 to 4 times faster for many rows (dev/LOG.md)."""
         return x.device.type == "cpu" and len(x) >= 4 * self.n_in and self.n_in <= ASSEMBLE_UP_TO
 
     @property

@@ -54,6 +54,7 @@ class Experiment:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.dtype == "float16")
         self.network = torch.compile(self.model) if cfg.compile else self.model
+        self.cost = functools.cache(self.model.compute)  # of a sequence of T tokens: counted once, asked every step
         self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(self.device)
         self.meter = LossMeter()
         if self.run.saved:
@@ -212,7 +213,7 @@ class Experiment:
     def per_token(self):
         """Multiply-adds a token of a full-length sequence, as a `Compute`."""
         T = self.model.block_size
-        cost = self.model.compute(T)
+        cost = self.cost(T)
         return type(cost)(*(n / T for n in cost))
 
 

@@ -31,10 +31,13 @@ def roles(model):
 def initialise(model):
     """Draw every parameter by its role. LayerNorm weights are ones."""
     for _, p, role, fan_in in roles(model):
-        if role == "norm":
+        std = None if role == "norm" else RULES[role][0](fan_in)
+        if std is None:
             p.fill_(1.0)
+        elif std == 0:
+            p.zero_()
         else:
-            p.normal_(std=RULES[role][0](fan_in)) if RULES[role][0](fan_in) else p.zero_()
+            p.normal_(std=std)
 
 
 def param_groups(model, lr, weight_decay=0.0):
