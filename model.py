@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from structured import BadInput, ScoringConfig, build_scoring
+from structured.cache import ModelCache
 from structured.layers import BlockDiagonal, Linear
 
 
@@ -60,9 +61,12 @@ class Attention(nn.Module):
         self.c_proj = Linear(s.d_model, s.d_model, role="output", bias=cfg.bias)
         self.dropout = nn.Dropout(cfg.dropout)
 
-    def forward(self, x):
+    def forward(self, x, cache=None):
         v = self.value(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, G, T, d_head)
-        y = self.scoring(x, v)  # (B, H, T, d_head)
+        if cache is None:
+            y = self.scoring(x, v)  # (B, H, T, d_head)
+        else:
+            y = self.scoring.step(x, v, cache) if cache.count else self.scoring.prefill(x, v, cache)
         return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
 
 
@@ -86,8 +90,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
         self.mlp = MLP(cfg)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, cache=None):
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -109,14 +113,23 @@ class Trunk(nn.Module):
         self.h = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
 
-    def forward(self, x):
+    def forward(self, x, cache=None):
+        """With a cache, x is a prompt (the cache is empty) or the one token that follows what the cache holds."""
         T, longest = x.shape[1], self.cfg.scoring.block_size
         if longest < T:
             raise BadInput(f"a sequence of {T} tokens does not fit block_size = {longest}")
-        x = self.dropout(x + self.wpe.weight[:T])
-        for block in self.h:
-            x = block(x)
+        x = self.dropout(x + (self.wpe.weight[:T] if cache is None else self.wpe(cache.next_positions(x))))
+        for block, layer in zip(self.h, [None] * len(self.h) if cache is None else cache.layers, strict=True):
+            x = block(x, layer)
         return self.ln_f(x)
+
+    def new_cache(self, B, length):
+        """An empty cache for B sequences of up to `length` tokens, in the precision that the model runs in."""
+        weight = self.wpe.weight
+        device, dtype = weight.device, weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return ModelCache([block.attn.scoring.new_cache(B, length, device, dtype) for block in self.h])
 
     def macs(self, T):
         """(executed, paper) multiply-adds of one sequence of T tokens; the paper adds 5 per LayerNorm element."""
@@ -151,8 +164,8 @@ class GPT(Head):
         self.wte = Embedding(vocab_size, cfg.scoring.d_model)
         self.lm_head = Linear(cfg.scoring.d_model, vocab_size, role="output")
 
-    def forward(self, idx, targets=None):
-        x = self.trunk(self.wte(idx))
+    def forward(self, idx, targets=None, cache=None):
+        x = self.trunk(self.wte(idx), cache)
         if targets is None:
             return self.lm_head(x)
         logits = self.lm_head(x)
@@ -163,23 +176,41 @@ class GPT(Head):
         return Compute(executed + T * self.lm_head.macs, executed, paper)
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, generator=None):
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, generator=None, use_cache=True):
         """Append max_new_tokens to idx (B, T), one at a time; temperature 0 takes the likeliest token.
 
-        The context is cropped to the last block_size tokens. Recomputes the prefix at every token.
+        The context is cropped to the last block_size tokens. Up to there a key cache makes a token cost one row of
+        scores; from there on every token moves all positions, nothing kept stays true, and the context is recomputed.
         """
+        if not idx.shape[1]:
+            raise BadInput("generation goes on from at least 1 token, the prompt has 0")
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            words = "a temperature is at least 0, top_k at least 1 (None: all tokens)"
+            raise BadInput(f"temperature {temperature}, top_k {top_k}: {words}")
+        cache = None
         for _ in range(max_new_tokens):
-            logits = self(idx[:, -self.block_size :])[:, -1].float()
-            if temperature == 0:
-                token = logits.argmax(-1, keepdim=True)
+            B, T = idx.shape
+            if not use_cache or self.block_size < T:
+                x = self.trunk(self.wte(idx[:, -self.block_size :]))
             else:
-                logits = logits / temperature
-                if top_k is not None:
-                    least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                    logits = logits.masked_fill(logits < least, float("-inf"))
-                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+                if cache is None:
+                    length = -(-(T + max_new_tokens) // 16) * 16  # whole vectors of memory
+                    cache = self.trunk.new_cache(B, min(length, self.block_size))
+                x = self.trunk(self.wte(idx[:, cache.count :]), cache)  # the prompt, then the newest token
+            token = draw(self.lm_head(x[:, -1]).float(), temperature, top_k, generator)
             idx = torch.cat([idx, token], 1)
         return idx
+
+
+def draw(logits, temperature, top_k, generator):
+    """One token for each row of logits (B, vocab_size): (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / temperature
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
 
 
 class InContextRegressor(Head):

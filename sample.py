@@ -2,7 +2,8 @@
 
     python sample.py --out_dir=out/shakespeare_char_mlr --start="ROMEO:" --num_samples=2
 
-Recomputes the prefix at every token; beyond block_size the context is cropped to its last block_size tokens.
+Keys and values of the text so far are kept (for MLR attention the keys of the current blocks only), so that a token
+costs one row of scores. Beyond block_size the context is its last block_size tokens, recomputed at every token.
 """
 
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ class Settings:
     out_dir: str = setting("out", "folder of the run that train.py made")
     start: str = setting("\n", "text to go on from; FILE:path reads it from a file")
     num_samples: int = setting(3, "how many texts")
-    max_new_tokens: int = setting(500, "tokens in each")
+    max_new_tokens: int = setting(500, "tokens in each; those beyond block_size are slow, they recompute their context")
     temperature: float = setting(0.8, "below 1 less random, above 1 more; 0 takes the likeliest token")
     top_k: int = setting(200, "only the k likeliest tokens are drawn; 0: all")
     seed: int = setting(1337, "seed of the draws")
+    use_cache: bool = setting(True, "keep keys and values; False recomputes the whole context at every token")
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the GPU if there is one")
     dtype: str = setting("float32", "precision: float32, bfloat16 or float16")
 
@@ -72,7 +74,12 @@ def main(argv=None):
     generator = torch.Generator(device).manual_seed(cfg.seed)
     with devices.autocast(device, cfg.dtype):
         out = model.generate(
-            idx, cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k or None, generator=generator
+            idx,
+            cfg.max_new_tokens,
+            temperature=cfg.temperature,
+            top_k=cfg.top_k or None,
+            generator=generator,
+            use_cache=cfg.use_cache,
         )
     for tokens in out:
         print(decode(tokens))

@@ -2,6 +2,8 @@
 
 `forward(x, v)` takes x (B, T, d_model), the output of the block's first LayerNorm, and values v (B, G, T, d_head), and
 gives the mixed values (B, n_head, T, d_head). Projecting values and output is the caller's (model.Attention).
+To generate, `new_cache` allocates memory, `prefill(x, v, cache)` is `forward` on a prompt and `step(x, v, cache)` on
+one more token.
 Each class also counts what it costs; see `Cost`. STRUCTURES names them as the command line does.
 """
 
@@ -13,15 +15,18 @@ from torch import nn
 
 from structured import flops
 from structured.attention import (
+    BACKENDS,
     LINKS,
     WEIGHTINGS,
     attention,
+    check_backend,
     check_ranks,
     default_block_sizes,
     gswa_attention,
     mlr_attention,
     window_attention,
 )
+from structured.cache import GSWACache, InputCache, KeyCache, LevelCache
 from structured.errors import BadInput
 from structured.layers import BlockDiagonal, Linear
 from structured.mlbtc import FAMILIES, MLBTC, level, split_near_sqrt
@@ -34,6 +39,7 @@ class ScoringConfig:
     d_qk_head is the width of a head's queries and keys, d_head that of its values. scale_sp selects 1/sqrt(width)
     instead of the µP scale 8/width for standard attention and the window variants; scale_mup multiplies bilinear MLR's
     scores by a further 8/sqrt(width) and makes bilinear BTT's and MLBTC's scale 1/d_model instead of 1/sqrt(d_model).
+    backend is the path of MLR, window and GSWA attention (attention.BACKENDS); the other structures ignore it.
     """
 
     structure: str
@@ -60,6 +66,7 @@ class ScoringConfig:
     mlbtc_levels: tuple[tuple, ...] = ()
     mlbtc_rank: int = 1
     mlbtc_blocks: int = 1
+    backend: str = "auto"
 
     def __post_init__(self):
         if self.structure not in STRUCTURES:
@@ -68,6 +75,9 @@ class ScoringConfig:
             raise BadInput(f"no link_function '{self.link}', there are {', '.join(LINKS)}")
         if self.weighting not in WEIGHTINGS:
             raise BadInput(f"no level weighting '{self.weighting}', there are {', '.join(WEIGHTINGS)}")
+        known = dict.fromkeys(name for names in BACKENDS.values() for name in names)
+        if self.backend not in known:
+            raise BadInput(f"no attention_backend '{self.backend}', there are {', '.join(known)}")
         for name in ("d_model", "n_head", "block_size", "n_kv_head", "d_qk_head"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -102,12 +112,46 @@ class Cost(NamedTuple):
     norm_elements: int
 
 
-class ProjectedScoring(nn.Module):
-    """Queries and keys by linear projection, normed per head. The variants below differ in how the two meet."""
+class Scoring(nn.Module):
+    """Queries and keys of x, and how they meet; over a whole sequence, or token by token with a cache.
+
+    A variant gives `queries_and_keys(x)` and `attend(q, k, v)`; for a KeyCache also `key_width` and `scores_scale`.
+    """
+
+    cache_type = KeyCache
+    window = None  # how many positions back the keys reach, if not all
 
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
+
+    def forward(self, x, v):
+        return self.attend(*self.queries_and_keys(x), v)
+
+    def options(self):
+        cfg = self.cfg
+        return dict(causal=cfg.causal, link=cfg.link, dropout=cfg.dropout if self.training else 0.0)
+
+    def new_cache(self, B, length, device=None, dtype=None):
+        """An empty cache for B sequences of up to `length` tokens."""
+        if not self.cfg.causal:
+            raise BadInput("a model whose positions see both sides (causal=False) cannot generate")
+        if not 1 <= length <= self.cfg.block_size:
+            raise BadInput(f"a cache is 1 to block_size = {self.cfg.block_size} tokens long, not {length}")
+        return self.cache_type(self, B, length, device=device, dtype=dtype)
+
+    def prefill(self, x, v, cache):
+        return cache.prefill(x, v)
+
+    def step(self, x, v, cache):
+        return cache.step(x, v)
+
+
+class ProjectedScoring(Scoring):
+    """Queries and keys by linear projection, normed per head. The variants below differ in how the two meet."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
         width = cfg.qk_width
         self.query = Linear(cfg.d_model, cfg.n_head * width, role="hidden", bias=cfg.bias)
         self.key = Linear(cfg.d_model, cfg.kv_heads * width, role="hidden", bias=cfg.bias)
@@ -118,15 +162,19 @@ class ProjectedScoring(nn.Module):
     def check(cfg):
         """Raise BadInput for a configuration this structure cannot be."""
 
-    def forward(self, x, v):
+    def queries_and_keys(self, x):
         width = self.cfg.qk_width
         q = self.query_norm(self.query(x).unflatten(-1, (-1, width)).transpose(1, 2))  # (B, H, T, width)
         k = self.key_norm(self.key(x).unflatten(-1, (-1, width)).transpose(1, 2))  # (B, G, T, width)
-        return self.attend(q, k, v)
+        return q, k
 
-    def options(self):
-        cfg = self.cfg
-        return dict(causal=cfg.causal, link=cfg.link, dropout=cfg.dropout if self.training else 0.0)
+    @property
+    def key_width(self):
+        return self.cfg.qk_width
+
+    @property
+    def scores_scale(self):
+        return self.scale(self.cfg.qk_width)
 
     def scale(self, width):
         """The constant in front of q . k: 8/width in µP, 1/sqrt(width) in the standard parametrization."""
@@ -143,7 +191,7 @@ class LowRankScoring(ProjectedScoring):
     """Standard attention: every pair meets with the full head width."""
 
     def attend(self, q, k, v):
-        return attention(q, k, v, scale=self.scale(self.cfg.qk_width), **self.options())
+        return attention(q, k, v, scale=self.scores_scale, **self.options())
 
     def head_macs(self, T):
         both = flops.dense_macs(T, self.cfg.qk_width + self.cfg.d_head)
@@ -157,9 +205,15 @@ class WindowScoring(ProjectedScoring):
     def check(cfg):
         if cfg.window < 1:
             raise BadInput(f"sliding_block_size is {cfg.window}, it must be at least 1")
+        check_backend("window", cfg.backend)
+
+    @property
+    def window(self):
+        return self.cfg.window
 
     def attend(self, q, k, v):
-        return window_attention(q, k, v, self.cfg.window, scale=self.scale(self.cfg.qk_width), **self.options())
+        cfg = self.cfg
+        return window_attention(q, k, v, cfg.window, scale=self.scores_scale, backend=cfg.backend, **self.options())
 
     def head_macs(self, T):
         cfg = self.cfg
@@ -170,6 +224,8 @@ class WindowScoring(ProjectedScoring):
 class GSWAScoring(ProjectedScoring):
     """Some features meet everywhere, the rest in a window; the two weight matrices are added."""
 
+    cache_type = GSWACache
+
     @staticmethod
     def check(cfg):
         WindowScoring.check(cfg)
@@ -177,10 +233,14 @@ class GSWAScoring(ProjectedScoring):
         if len(cfg.gswa_ranks) != 2 or min(cfg.gswa_ranks) < 1:
             raise BadInput(f"gswa_rank_list takes two ranks of at least 1, global|window, not {cfg.gswa_ranks}")
 
+    @property
+    def scales(self):
+        return tuple(self.scale(r) for r in self.cfg.gswa_ranks)
+
     def attend(self, q, k, v):
-        ranks = self.cfg.gswa_ranks
-        scales = tuple(self.scale(r) for r in ranks)
-        return gswa_attention(q, k, v, ranks, self.cfg.window, scales=scales, **self.options())
+        cfg = self.cfg
+        options = dict(scales=self.scales, backend=cfg.backend, **self.options())
+        return gswa_attention(q, k, v, cfg.gswa_ranks, cfg.window, **options)
 
     def head_macs(self, T):
         cfg = self.cfg
@@ -193,9 +253,12 @@ class GSWAScoring(ProjectedScoring):
 class MLRScoring(ProjectedScoring):
     """MLR attention: the score matrix itself is multi-level low rank over positions (DESIGN 3)."""
 
+    cache_type = LevelCache
+
     @staticmethod
     def check(cfg):
         check_ranks(cfg.ranks, cfg.qk_width, "mlr_rank_list")
+        check_backend("mlr", cfg.backend)
         if cfg.block_sizes is None:
             default_block_sizes(cfg.block_size, len(cfg.ranks))
             return
@@ -216,24 +279,19 @@ class MLRScoring(ProjectedScoring):
 
     def attend(self, q, k, v):
         cfg = self.cfg
-        return mlr_attention(q, k, v, cfg.ranks, self.block_sizes, weighting=cfg.weighting, **self.options())
+        options = dict(weighting=cfg.weighting, backend=cfg.backend, **self.options())
+        return mlr_attention(q, k, v, cfg.ranks, self.block_sizes, **options)
 
     def head_macs(self, T):
         both = flops.mlr_score_macs(T, self.cfg.ranks, self.block_sizes) + flops.dense_macs(T, self.cfg.d_head)
         return both, both
 
 
-class BilinearScoring(nn.Module):
+class BilinearScoring(Scoring):
     """x^T M_h x' with a structured M_h: `queries_and_keys` gives the two sides, which meet as in standard attention."""
 
-    def __init__(self, cfg):
-        super().__init__()
-        self.cfg = cfg
-
-    def forward(self, x, v):
-        q, k, scale = self.queries_and_keys(x)
-        dropout = self.cfg.dropout if self.training else 0.0
-        return attention(q, k, v, scale=scale, causal=self.cfg.causal, link=self.cfg.link, dropout=dropout)
+    def attend(self, q, k, v):
+        return attention(q, k, v, scale=self.scores_scale, **self.options())
 
 
 def _no_grouped_heads(cfg):
@@ -248,6 +306,8 @@ class BilinearMLRScoring(BilinearScoring):
 
     The scores of all levels are one inner product of concatenated features, the levels' scales folded into the queries.
     """
+
+    scores_scale = 1.0
 
     @staticmethod
     def check(cfg):
@@ -284,7 +344,11 @@ class BilinearMLRScoring(BilinearScoring):
             return torch.cat(features, -1).unflatten(0, x.shape[:2]).transpose(1, 2)
 
         q = side(self.query, self.query_norm, self.scales)
-        return q, side(self.key, self.key_norm, [1.0] * len(self.scales)), 1.0
+        return q, side(self.key, self.key_norm, [1.0] * len(self.scales))
+
+    @property
+    def key_width(self):
+        return sum(self.widths)
 
     def cost(self, T):
         heads, width = self.cfg.n_head, sum(self.widths)
@@ -323,10 +387,22 @@ class BilinearMLBTCScoring(BilinearScoring):
         self.key_norm = nn.LayerNorm(cfg.d_model, bias=False)
 
     def queries_and_keys(self, x):
-        D = self.cfg.d_model
         k = self.key_norm(self.key(x)).transpose(1, 2)  # (B, H, T, D)
-        q = x.unsqueeze(1).expand_as(k)
-        return q, k, 1 / D if self.cfg.scale_mup else D**-0.5
+        return x.unsqueeze(1).expand_as(k), k
+
+    @property
+    def key_width(self):
+        return self.cfg.d_model
+
+    @property
+    def scores_scale(self):
+        return 1 / self.cfg.d_model if self.cfg.scale_mup else self.cfg.d_model**-0.5
+
+    @property
+    def cache_type(self):
+        """The smaller of the two: x and a float32 number a head (two 16-bit ones), or the keys of all heads."""
+        heads, D = self.cfg.n_head, self.cfg.d_model
+        return InputCache if D + 2 * heads < heads * D else KeyCache
 
     def cost(self, T):
         heads, D = self.cfg.n_head, self.cfg.d_model

@@ -27,5 +27,5 @@ def with_gradients(function, inputs, seed=0):
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*inputs)
     generator = torch.Generator().manual_seed(seed)
-    cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     return [out, *torch.autograd.grad(out, inputs, cotangent)]

@@ -1,20 +1,34 @@
-"""bench.py: both commands at tiny sizes, a wrong function is not timed, the JSON holds what the table shows."""
+"""bench.py: every command at tiny sizes, a wrong function is not timed, the JSON holds what the table shows."""
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 
 import bench
+import structured.cache
+from benchmarks import attention, decode, measure, step
+from training.configurator import configure
+from training.errors import BadInput
 
-ATTENTION = ["attention", "--device=cpu", "--repeats=1", "--n_head=2", "--d_head=8", "--mlr_rank_list=4|2|2"]
-ATTENTION += ["--gswa_rank_list=4|4", "--lengths=16|21"]
-STEP = ["step", "--device=cpu", "--repeats=1", "--n_layer=2", "--d_model=16", "--d_head=8", "--block_size=16"]
-STEP += ["--mlr_rank_list=4|2|2", "--gswa_rank_list=4|4"]
+ATTENTION = ["attention", "--device=cpu", "--repeats=1", "--n_head=2", "--d_head=8", "--bilinear_width=12"]
+ATTENTION += ["--mlr_rank_list=4|2|2", "--gswa_rank_list=4|4", "--lengths=16|21", "--tokens=32"]
+SMALL = ["--device=cpu", "--repeats=1", "--n_layer=2", "--d_model=16", "--d_head=8"]
+SMALL += ["--mlr_rank_list=4|2|2", "--gswa_rank_list=4|4"]
+STEP, DECODE = ["step", *SMALL, "--block_size=16"], ["decode", *SMALL, "--steps=2", "--lengths=16|32|64"]
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(measure, "LEAST_MS", 0.1)
+    monkeypatch.setattr(decode, "CHECK_LENGTH", 32)
+    monkeypatch.setattr(decode, "POSITIONS", 2)
 
 
 def printed_and_saved(argv, columns, path, capsys):
-    """The rows of the JSON file, after checking that the table shows exactly them."""
+    """The rows of the JSON file, after checking that the table shows exactly them, and the exit status."""
     status = 0
     try:
         bench.main([*argv, f"--out={path}"])
@@ -22,41 +36,167 @@ def printed_and_saved(argv, columns, path, capsys):
         status = end.code
     lines = capsys.readouterr().out.splitlines()
     saved = json.loads(path.read_text())
-    assert saved["torch"] in lines[0]
-    assert saved["dtype"] in lines[0]
-    assert lines[3:] == [bench.line(row, columns) for row in saved["rows"]]
+    for key in ("device", "torch", "dtype", "seed"):
+        assert f"{key} {saved[key]}" in lines[0]
+    assert lines[3:] == [measure.line(row, columns) for row in saved["rows"]]
     return saved["rows"], status
 
 
-def test_attention(tmp_path, capsys):
-    rows, status = printed_and_saved(ATTENTION, bench.ATTENTION_COLUMNS, tmp_path / "rows.json", capsys)
+@pytest.fixture
+def attention_rows(tmp_path, capsys):
+    """Runs `bench.py attention` with more flags: (rows, exit status)."""
+    return lambda *argv: printed_and_saved([*ATTENTION, *argv], attention.COLUMNS, tmp_path / "rows.json", capsys)
+
+
+def without_times(row):
+    return set(row) == {"structure", "backend", "T", "note"}
+
+
+def test_attention(attention_rows):
+    rows, status = attention_rows()
     assert status == 0
-    assert [(row["T"], row["function"]) for row in rows] == [(T, name) for T in (16, 21) for name in bench.FUNCTIONS]
+    cases = [(case.structure, case.backend) for case in attention.CASES if not case.cuda]
+    names = [(row["T"], (row["structure"], row["backend"])) for row in rows]
+    assert names == [(T, case) for T in (16, 21) for case in cases]
     for row in rows:
         assert row["error"] < 2e-5
-        first = next(r for r in rows if r["T"] == row["T"])
-        assert row["both_ratio"] == row["both_ms"] / first["both_ms"]
+        assert row["error_ratio"] > 0
+        assert row["extra_MiB"] is None
+        peers = [peer for peer in rows if peer["T"] == row["T"] and peer["structure"] == "SDPA"]
+        for what in ("forward", "both"):
+            times = [peer[f"{what}_ms"] for peer in peers]
+            assert row[f"{what}/default"] == row[f"{what}_ms"] / times[0]
+            assert row[f"{what}/best"] == row[f"{what}_ms"] / min(times)
 
 
-@pytest.mark.parametrize("factor", [1.01, math.nan])
-def test_a_wrong_function_is_not_timed(factor, tmp_path, capsys, monkeypatch):
-    function, definition = bench.FUNCTIONS["MLR"]
-    wrong = (lambda *inputs, **keywords: factor * function(*inputs, **keywords), definition)
-    monkeypatch.setitem(bench.FUNCTIONS, "MLR", wrong)
-    rows, status = printed_and_saved(ATTENTION, bench.ATTENTION_COLUMNS, tmp_path / "rows.json", capsys)
+def test_only_the_structures_asked_for_beside_sdpa_and_no_large_matrices(attention_rows):
+    rows, _ = attention_rows("--structures=MLR", "--dense_up_to=16")
+    assert {row["structure"] for row in rows} == {"SDPA", "MLR"}
+    dense = {(case.structure, case.backend) for case in attention.CASES if case.dense}
+    for row in rows:
+        left_out = row["T"] == 21 and (row["structure"], row["backend"]) in dense
+        assert without_times(row) == left_out
+        assert not left_out or "dense_up_to" in row["note"]
+
+
+def test_the_seed_repeats_the_inputs(attention_rows):
+    errors = [[row["error_ratio"] for row in attention_rows(*seed)[0]] for seed in (["--seed=5"], ["--seed=5"], [])]
+    assert errors[0] == errors[1] != errors[2]
+
+
+def times_factor(factor):
+    return lambda function, q, k, v, **keywords: factor * function(q, k, v, **keywords)
+
+
+def wrong_gradient(function, q, k, v, **keywords):
+    return function(q, k, v, **keywords) + 0.01 * (v.sum() - v.sum().detach())
+
+
+def wrong_for_large_scores(function, q, k, v, **keywords):
+    return function(q.clamp(-5, 5), k, v, **keywords)
+
+
+@pytest.mark.parametrize(
+    "wrong", [times_factor(1.01), times_factor(math.nan), wrong_gradient, wrong_for_large_scores],
+    ids=["1.01", "nan", "gradient", "large scores"],
+)  # fmt: skip
+def test_a_wrong_function_is_not_timed(wrong, attention_rows, monkeypatch):
+    replace_case(monkeypatch, "MLR", "dense", lambda run: lambda *qkv, **keywords: wrong(run, *qkv, **keywords))
+    rows, status = attention_rows()
     assert status == 1
     for row in rows:
-        if row["function"] == "MLR":
-            assert set(row) == {"function", "T", "note"}
+        if (row["structure"], row["backend"]) == ("MLR", "dense"):
+            assert without_times(row)
             assert row["note"].startswith("WRONG")
         else:
             assert row["forward_ms"] > 0
 
 
-def test_step(tmp_path, capsys):
-    rows, status = printed_and_saved(STEP, bench.STEP_COLUMNS, tmp_path / "rows.json", capsys)
+@pytest.mark.parametrize(
+    ("error", "note", "want"),
+    [(BadInput("too wide"), "refused: too wide", 0), (RuntimeError("No available kernel."), "does not take", 0),
+     (torch.OutOfMemoryError(), "out of memory", 0), (ValueError("oh\nno"), "FAILED: ValueError: oh", 1)],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)  # fmt: skip
+def test_a_function_that_cannot_run_has_a_note_and_no_times(error, note, want, attention_rows, monkeypatch):
+    def cannot(*qkv, **keywords):
+        raise error
+
+    replace_case(monkeypatch, "window", "dense", lambda run: cannot)
+    rows, status = attention_rows("--lengths=16", "--structures=window")
+    assert status == want
+    (row,) = (row for row in rows if (row["structure"], row["backend"]) == ("window", "dense"))
+    assert without_times(row)
+    assert row["note"].startswith(note)
+    assert all("note" not in other for other in rows if other is not row)
+
+
+def replace_case(monkeypatch, structure, backend, change):
+    """Put change(run) in place of the function of one row."""
+    changed = [
+        replace(case, run=change(case.run)) if (case.structure, case.backend) == (structure, backend) else case
+        for case in attention.CASES
+    ]
+    assert changed != attention.CASES
+    monkeypatch.setattr(attention, "CASES", changed)
+
+
+def test_the_check_keeps_what_is_special_about_a_length():
+    cfg = configure(attention.AttentionSettings, ["--check_up_to=256"])
+    assert attention.keywords(cfg, 1000)["MLR"]["block_sizes"] == (1024, 512, 256, 128, 64, 32, 16, 8)
+    assert attention.keywords(cfg, 3)["MLR"]["block_sizes"][-1] == 1
+    for T, short in ((1000, 232), (1024, 256), (200, 200)):
+        trials = attention.make_trials(cfg, torch.device("cpu"), T, "MLR")
+        assert {trial.inputs[0].shape for trial in trials} == {(2, 2, short, 64)}
+        blocks = {trial.options["block_sizes"] for trial in trials}
+        assert blocks == {attention.keywords(cfg, length)["MLR"]["block_sizes"] for length in (T, short)}
+        assert len(trials) == len(blocks) * len(attention.FACTORS)
+        assert {trial.inputs[0].transpose(1, 2).is_contiguous() for trial in trials} == {True}
+
+
+def test_decode(tmp_path, capsys):
+    rows, status = printed_and_saved(DECODE, decode.COLUMNS, tmp_path / "rows.json", capsys)
     assert status == 0
-    pairs = [(model, name) for model in bench.MODELS for name in bench.STRUCTURES]
+    assert [(row["T"], row["token_mixing_struct"]) for row in rows] == [
+        (T, name) for T in (16, 32, 64) for name in structured.STRUCTURES
+    ]
+    numbers = 2 * 2 * 4 / 2**20  # MiB of a number a layer and head
+    for row in rows:
+        T, name = row["T"], row["token_mixing_struct"]
+        W = T // 2
+        keys = {
+            "low_rank": 8 * T,
+            "low_rank_with_sliding_window": 8 * (W + 1),
+            "low_rank_with_gswa": 4 * T + 4 * (W + 1),
+            "low_rank_with_sequential_gswa": 8 * (T + W + 1) / 2,  # one layer of each kind
+            "multi_level_low_rank": 4 * T + 2 * T / 2 + 2 * T / 4,
+            "bilinear_MLR": (4 + 2 * 2 + 2 * 4) * T,
+            "bilinear_BTT": 16 * T / 2 + T,  # the inputs, which both heads share, and a number a head
+            "bilinear_MLBTC": 16 * T / 2 + T,
+        }[name]
+        values = keys if name.endswith(("window", "sequential_gswa")) else 8 * T
+        assert row["key_MiB"] == pytest.approx(keys * numbers)
+        assert row["value_MiB"] == pytest.approx(values * numbers)
+        assert row["cache/standard"] == pytest.approx((keys + values) / (16 * T))
+        assert row["tokens_per_s"] == pytest.approx(1e3 / row["mean_ms"])
+        shorter = [r for r in rows if r["token_mixing_struct"] == name and r["T"] < T]
+        assert all(r["key_MiB"] < row["key_MiB"] and r["value_MiB"] < row["value_MiB"] for r in shorter)
+
+
+def test_a_wrong_cache_is_not_timed(tmp_path, capsys, monkeypatch):
+    right = structured.cache.row_scores
+    monkeypatch.setattr(structured.cache, "row_scores", lambda q, k, scale: right(q, k, 1.01 * scale))
+    rows, status = printed_and_saved([*DECODE, "--lengths=16"], decode.COLUMNS, tmp_path / "rows.json", capsys)
+    assert status == 1
+    for row in rows:
+        assert set(row) == {"token_mixing_struct", "T", "note"}
+        assert row["note"].startswith("WRONG")
+
+
+def test_step(tmp_path, capsys):
+    rows, status = printed_and_saved(STEP, step.COLUMNS, tmp_path / "rows.json", capsys)
+    assert status == 0
+    pairs = [(model, name) for model in step.MODELS for name in structured.STRUCTURES]
     assert [(row["model"], row["token_mixing_struct"]) for row in rows] == pairs
     for row in rows:
         assert row["tokens_per_s"] == pytest.approx(row["steps_per_s"] * 2 * 16)
@@ -65,11 +205,15 @@ def test_step(tmp_path, capsys):
 @pytest.mark.parametrize(
     "argv",
     [[], ["steps"], [*ATTENTION, "--lengths=0"], [*ATTENTION, "--d_head=9"], [*ATTENTION, "--repeats=0"],
-     [*ATTENTION, "--lenghts=8"], [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"]],
+     [*ATTENTION, "--lenghts=8"], [*ATTENTION, "--structures=mlr"], [*ATTENTION, "--seed=-2"],
+     [*DECODE, "--lengths=18"], [*DECODE, "--lengths=1"], [*DECODE, "--token_mixing_struct=mlr"],
+     [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"]],
     ids=" ".join,
 )  # fmt: skip
 def test_bad_input(argv, capsys):
     with pytest.raises(SystemExit) as end:
         bench.main(argv or [""])
     assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import train
 import train_ICL
 import train_TS
-from plots import icl_compute, icl_examples, lm_compute
+from plots import attention_speed, icl_compute, icl_examples, lm_compute
 from plots.records import (
     IGNORED,
     STRUCTURES,
@@ -321,3 +321,63 @@ def test_tick_text():
     assert [tick_text(v) for v in (0, 0.05, 1, 1.25, 1000, 1e4, 2e17, 1e-4)] == [
         "", "0.05", "1", "1.25", "1000", "$10^{4}$", "$2\\times10^{17}$", "$10^{-4}$"
     ]  # fmt: skip
+
+
+def write_bench(path, lengths=(512, 1000), device="GPU", **changes):
+    """What `bench.py attention --out` writes: curve c takes c + 1 times as long as flash, a row that is not drawn too.
+
+    changes: keys of the row of fused MLR at the first length.
+    """
+    rows = [
+        dict(structure=structure, backend=backend, T=T, forward_ms=T * (c + 1), both_ms=3 * T * (c + 1), extra_MiB=c)
+        for T in lengths
+        for c, (structure, backend) in enumerate([*attention_speed.CURVES, ("GSWA", "auto")])
+    ]
+    mlr = next(row for row in rows if row["backend"] == "triton")
+    mlr |= changes
+    settings = dict(n_head=12, tokens=65536, lengths="|".join(map(str, lengths)))
+    path.write_text(json.dumps(dict(command="attention", device=device, settings=settings, rows=rows)))
+    return path
+
+
+def test_attention_speed_draws_times_relative_to_flash_and_memory(tmp_path, capsys):
+    paths = [write_bench(tmp_path / "a.json", (2048, 512)), write_bench(tmp_path / "b.json", (1000,))]
+    lengths = attention_speed.read(paths)
+    panels = [axes() for _ in attention_speed.PANELS]
+    attention_speed.draw(panels, lengths)
+    for ax, memory in zip(panels, (False, False, True), strict=True):
+        lines = drawn(ax)
+        assert list(lines) == [name for name, *_ in attention_speed.CURVES.values()]
+        for c, line in enumerate(lines.values()):
+            np.testing.assert_allclose(line, [[512, 1000, 2048], [c + (not memory)] * 3])
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["512", "1000", "2k"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("c.png", "d.png"):
+            attention_speed.main([*map(str, paths), "--out", str(tmp_path / name)])
+    assert (tmp_path / "c.svg").read_bytes() == (tmp_path / "d.svg").read_bytes()
+    assert "MLR, fused" in capsys.readouterr().out
+
+
+def test_attention_speed_names_what_is_missing(tmp_path, capsys):
+    path, out = tmp_path / "a.json", tmp_path / "fig.png"
+    for changes, said in (
+        (dict(forward_ms=None, note="WRONG"), "MLR triton at T = 512 has no forward_ms (WRONG)"),
+        (dict(extra_MiB=None), "MLR triton at T = 512 has no extra_MiB (no value)"),
+        (dict(backend="dense"), "MLR triton at T = 512 has no forward_ms, both_ms, extra_MiB (no such row)"),
+    ):
+        write_bench(path, **changes)
+        message = refusal(capsys, attention_speed.main, path, "--out", out)
+        assert f"{path}: {said}; make it again" in message
+        assert f"python bench.py attention --out={path}" in message
+    write_bench(path)
+    other = tmp_path / "other.json"
+    for write, said in (
+        (lambda: write_bench(other), "T = 512 is in another record"),
+        (lambda: write_bench(other, (64,), device="CPU"), f"device is CPU, in {path} it is GPU"),
+        (lambda: other.write_text("{"), "cannot be read (JSONDecodeError); make it with: python bench.py attention"),
+        (lambda: other.write_text(json.dumps(dict(command="step", rows=[]))), "no rows of bench.py attention"),
+    ):
+        write()
+        assert said in refusal(capsys, attention_speed.main, path, other, "--out", out)
+    assert not list(tmp_path.glob("fig*"))

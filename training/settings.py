@@ -42,6 +42,7 @@ class StructureSettings:
     sliding_block_size: int = setting(512, "window W: a token sees itself and the W before it")
     gswa_rank_list: str = setting("32|32", "GSWA's ranks, global|window; they add up to the head width")
     sequential_GSWA_layer_list: str = setting("MHA|SWA|SWA|MHA|SWA|SWA", "kind of every layer, MHA or SWA")
+    attention_backend: str = setting("auto", "MLR: triton, blockwise, dense; window: flex, blockwise, dense", free=True)
 
     def model_config(self, *, block_size=None, causal=True):
         """The typed configuration; raises BadInput for one that cannot be."""
@@ -85,6 +86,7 @@ class StructureSettings:
             mlbtc_levels=_parse_levels(self.mlbtc_levels) if explicit else (),
             mlbtc_rank=self.mlbtc_rank,
             mlbtc_blocks=self.mlbtc_blocks,
+            backend=self.attention_backend,
         )
         return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)
 

@@ -1,0 +1,1 @@
+"""The commands of bench.py, one file each, and how they measure."""

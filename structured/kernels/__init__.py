@@ -1,0 +1,37 @@
+"""Fused kernels in Triton, which comes with PyTorch for CUDA. Importing this package needs neither."""
+
+import importlib.util
+import os
+
+import torch
+
+if importlib.util.find_spec("triton"):
+    from structured.kernels import mlr
+else:
+    mlr = None
+
+WIDEST = 128  # features of a head, of queries and keys and of values
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def interpreted():
+    """Whether the kernels run in Triton's interpreter, on tensors of the CPU: TRITON_INTERPRET=1, for the tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def mlr_refusal(q, k, v, block_sizes):
+    """Why the fused MLR attention cannot take these inputs, or None. That the blocks nest is taken for granted."""
+    if mlr is None:
+        return "Triton is not installed; it comes with PyTorch for CUDA"
+    if q.device.type != "cuda" and not interpreted():
+        return f"the fused kernel needs a CUDA device; q is on {q.device.type}"
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+        names = ", ".join(str(x.dtype).removeprefix("torch.") for x in (q, k, v))
+        return f"the fused kernel takes bfloat16, float16 or float32, the same for all; q, k, v are {names}"
+    widest = max(q.shape[-1], v.shape[-1])
+    return f"the fused kernel takes heads up to {WIDEST} wide, not {widest}" if widest > WIDEST else None
+
+
+def mlr_attention(q, k, v, ranks, block_sizes, *, weighting, causal):
+    """structured.attention.mlr_attention by the fused kernel, where `mlr_refusal` gives None."""
+    return mlr.mlr_attention(q, k, v, ranks, block_sizes, weighting=weighting, causal=causal)

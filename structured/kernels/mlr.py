@@ -1,0 +1,255 @@
+"""Fused MLR attention as a PyTorch operator: how the levels look to the kernels, the launches, the registration."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate, combinations_with_replacement, pairwise, permutations
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from structured.kernels import mlr_triton
+
+EVERYTHING = 2**30  # the block length of a level on which all positions meet
+
+
+class Launch(NamedTuple):
+    """Tiles of BM queries and BN keys, warps, pipeline stages, the cap on a thread's registers (None: no cap).
+
+    chunk_cost: how many more features a far tile may load to save one chunk.
+    """
+
+    BM: int
+    BN: int
+    warps: int
+    stages: int
+    registers: int | None
+    chunk_cost: int = 8
+
+
+class Shape(NamedTuple):
+    """What the kernels know when they are compiled.
+
+    The levels as they are seen by pairs: entry m stands for the pairs whose finest common block is of blocks[m]; they
+    score with the first prefix[m] features times weights[m]. The first `far` entries are runs of whole tiles; classes
+    are the bounds of those runs that need the same number of chunks. widths: the chunks that the features are cut into.
+    ranks, ends: 1 / r_l is the scale of the features below ends[l].
+    """
+
+    blocks: tuple
+    prefix: tuple
+    weights: tuple
+    far: int
+    classes: tuple
+    one_weight: bool
+    widths: tuple
+    ranks: tuple
+    ends: tuple
+    causal: bool
+    DV: int
+    BM: int
+    BN: int
+    stages: int
+    precision: str
+    online: bool
+    limit: float
+
+
+def level_entries(ranks, block_sizes, weighting, T, tile):
+    """[(block, prefix, weight)] of the kinds of pairs, from the coarsest, and how many of them are runs of whole tiles.
+
+    Levels that do not cut T are one entry; where nothing is shared the prefix is 0. Between the coarser levels, whose
+    blocks are whole tiles, and the finer ones, an entry of the smallest common block keeps the near tiles few.
+    """
+    entries, prefix = [], 0
+    if block_sizes[0] < T:
+        entries.append((EVERYTHING, 0, 1.0))
+    for shared, (r, b) in enumerate(zip(ranks, block_sizes, strict=True), start=1):
+        prefix += r
+        weight = {"none": 1.0, "levels": 1 / len(ranks), "shared": 1 / shared}[weighting]
+        if b >= T and b % tile:
+            b = EVERYTHING
+        if entries and (entries[-1][0] == b or entries[-1][1:] == (prefix, weight)):
+            entries[-1] = (max(b, entries[-1][0]), prefix, weight)
+        else:
+            entries.append((b, prefix, weight))
+    whole = sum(b % tile == 0 for b, *_ in entries)
+    near = math.lcm(entries[whole][0], tile) if whole < len(entries) else tile
+    if near < entries[whole - 1][0]:
+        entries.insert(whole, (near, *entries[whole - 1][1:]))
+        whole += 1
+    return entries, whole - 1
+
+
+def chunk_widths(entries, far, width, T, chunk_cost):
+    """The cut of `width` features into powers of two (at most 3, at least 16) with which far tiles load the least."""
+    total = width + -width % 16
+    cuts = {
+        order
+        for n in (1, 2, 3)
+        for sizes in combinations_with_replacement((16, 32, 64, 128), n)
+        if sum(sizes) == total
+        for order in permutations(sizes)
+    }
+    reach = [min(block, T) for block, *_ in entries[: far + 1]]
+    share = [a - b for a, b in pairwise(reach)]  # of the keys, in every run
+
+    def loaded(cut):
+        used = [next(end for end in accumulate(cut) if end >= prefix) for _, prefix, _ in entries[:far]]
+        return sum(s * u for s, u in zip(share, used, strict=True)) / reach[0] + chunk_cost * len(cut)
+
+    return min(sorted(cuts), key=loaded)
+
+
+def launches(dtype, T):
+    """How the three kernels are launched. Measured on an H100, head width 64 (dev/LOG.md)."""
+    if dtype == torch.float32:
+        small = Launch(32, 32, 4, 1, None)
+        return dict(forward=small, backward_q=small, backward_kv=small)
+    return dict(
+        forward=Launch(64, 64, 4, 2 if T <= 1024 else 3, 128),
+        backward_q=Launch(64, 64, 4, 3, 160) if T < 8192 else Launch(64, 64, 4, 3, 168, 2),
+        backward_kv=Launch(64, 64, 4, 2, 168, 2),
+    )
+
+
+@lru_cache(maxsize=1024)
+def shape(ranks, block_sizes, weighting, causal, T, dtype, d_value, launch):
+    """The Shape of a launch."""
+    entries, far = level_entries(ranks, block_sizes, weighting, T, max(launch.BM, launch.BN))
+    blocks, prefix, weights = zip(*entries, strict=True)
+    widths = chunk_widths(tuple(entries), far, sum(ranks), T, launch.chunk_cost)
+    need = [next(c for c, end in enumerate(accumulate(widths)) if end >= r) for r in prefix[:far]]
+    classes = [m for m in range(far) if m == 0 or need[m] != need[m - 1]] + [far]
+    used = tuple(r for r in ranks if r)
+    return Shape(
+        blocks, prefix, weights, far, tuple(classes), len(set(weights[far:])) == 1, widths,
+        used, tuple(sum(used[: i + 1]) for i in range(len(used))), causal, max(16, triton.next_power_of_2(d_value)),
+        launch.BM, launch.BN, launch.stages,
+        "tf32x3" if dtype == torch.float32 else "tf32", False, 2.0**15 if dtype == torch.float16 else 2.0**60,
+    )  # fmt: skip
+
+
+def heads_last(B, H, T, width, like):
+    """An empty (B, H, T, width) tensor, heads beside each other in memory, rows a multiple of 16 bytes long."""
+    wide = width + -width % (16 // like.element_size())
+    return like.new_empty(B, T, H, wide).transpose(1, 2)[..., :width]
+
+
+def like(x):
+    """An empty tensor of x's shape, its gradient to be."""
+    return heads_last(*x.shape, like=x)
+
+
+def loadable(x):
+    """x, or a copy of it that a tensor descriptor takes: features contiguous, all other strides whole 16 bytes."""
+    unit = 16 // x.element_size()
+    strides = [stride for n, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if n > 1]
+    if x.stride(3) == 1 and all(stride and stride % unit == 0 for stride in strides) and x.data_ptr() % 16 == 0:
+        return x
+    return heads_last(*x.shape, like=x).copy_(x)
+
+
+def tiles(x, rows, width):
+    """Descriptor of tiles of x (B, H, T, w): `rows` positions by `width` features."""
+    unit = 16 // x.element_size()
+    strides = [s if n > 1 else unit for n, s in zip(x.shape[:3], x.stride()[:3], strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
+
+
+def per_row(q):
+    """One float32 number for each query, (B, H, T), rows a multiple of 16 bytes apart."""
+    B, H, T, _ = q.shape
+    return q.new_empty(B, H, T + -T % 4, dtype=torch.float32)[..., :T]
+
+
+def row_tiles(x, rows):
+    """Descriptor of `rows` numbers of x = per_row(q), as (B H, T)."""
+    B, H, T = x.shape
+    return TensorDescriptor(x, [B * H, T], [x.stride(1), 1], [1, rows])
+
+
+def chunks(x, rows, widths):
+    """Descriptors of the same tiles cut into chunks of features, three of them, None where there is no chunk."""
+    return [*(tiles(x, rows, width) for width in widths), None, None][:3]
+
+
+def run(kernel, arguments, programs, launch, S):
+    kernel[(programs,)](*arguments, S=S, num_warps=launch.warps, maxnreg=launch.registers)
+
+
+@torch.library.custom_op("structured_attention::mlr_forward", mutates_args=())
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(output (B, H, T, d), log2 of the sum of exp2 of the scores (B, H, T))."""
+    B, H, T, _ = q.shape
+    out, lse = heads_last(B, H, T, v.shape[3], v), per_row(q)
+    if not out.numel():
+        return out, lse
+    launch = launches(q.dtype, T)["forward"]
+    S = shape(tuple(ranks), tuple(block_sizes), weighting, causal, T, q.dtype, v.shape[3], launch)
+    Q, K = chunks(loadable(q), S.BM, S.widths), chunks(loadable(k), S.BN, S.widths)
+    V, O = tiles(loadable(v), S.BN, S.DV), tiles(out, S.BM, S.DV)
+    arguments = (*Q, *K, V, O, lse, T, lse.stride(1), H, H // k.shape[1])
+    run(mlr_triton.forward, arguments, triton.cdiv(T, S.BM) * B * H, launch, S)
+    return out, lse
+
+
+@forward.register_fake
+def _(q, k, v, ranks, block_sizes, weighting, causal):
+    return heads_last(*q.shape[:3], v.shape[3], v), per_row(q)
+
+
+@torch.library.custom_op("structured_attention::mlr_backward", mutates_args=())
+def backward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor,
+    ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of q, k and v; the same bits every time."""
+    (B, H, T, _), (G, d_value) = q.shape, v.shape[1::2]
+    dq, dk, dv = like(q), like(k), like(v)
+    if not grad.numel():
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    delta, launch = per_row(q), launches(q.dtype, T)
+    q, k, v, out, grad = (loadable(x) for x in (q, k, v, out, grad))
+    geometry = tuple(ranks), tuple(block_sizes), weighting, causal, T, q.dtype, d_value
+    S = shape(*geometry, launch["backward_q"])
+    Q, K, DQ = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dq, S.BM, S.widths)
+    V, O, DO = tiles(v, S.BN, S.DV), tiles(out, S.BM, S.DV), tiles(grad, S.BM, S.DV)
+    arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.stride(1), H, H // G)
+    run(mlr_triton.backward_q, arguments, triton.cdiv(T, S.BM) * B * H, launch["backward_q"], S)
+    S = shape(*geometry, launch["backward_kv"])
+    Q, K, DK = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dk, S.BN, S.widths)
+    V, DO, DV = tiles(v, S.BN, S.DV), tiles(grad, S.BM, S.DV), tiles(dv, S.BN, S.DV)
+    arguments = (*Q, *K, V, DO, *DK, DV, row_tiles(lse, S.BM), row_tiles(delta, S.BM), T, H, H // G)
+    run(mlr_triton.backward_kv, arguments, triton.cdiv(T, S.BN) * B * G, launch["backward_kv"], S)
+    return dq, dk, dv
+
+
+@backward.register_fake
+def _(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
+    return like(q), like(k), like(v)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, *ctx.geometry = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx, grad, _):
+    return *backward(*ctx.saved_tensors, grad, *ctx.geometry), None, None, None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def mlr_attention(q, k, v, ranks, block_sizes, *, weighting, causal):
+    """structured.attention.mlr_attention, fused: softmax, no dropout, blocks that nest, inputs of one dtype."""
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    return forward(q, k, v, ranks, block_sizes, weighting, causal)[0]
