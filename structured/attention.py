@@ -29,12 +29,8 @@ FLEX_TILE = 128  # positions, FlexAttention's own granularity
 def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0.0):
     """Standard attention: scores q_i . k_j * scale (scale = 8/r in µP, 1/sqrt(r) in the standard parametrization)."""
     _check(q, k, v, link)
-    if link == "softmax" and _fused(q, v):
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
-        )
-    if link == "softmax" and not dropout and q.shape[2] >= PADDED_FROM:
-        return blockwise.fused(q, k, v, causal=causal, scale=scale)
+    if link == "softmax" and (_fused(q, v) or (q.shape[2] >= PADDED_FROM and not dropout)):
+        return blockwise.fused(*_autocast(q, k, v), causal=causal, scale=scale, dropout=dropout)
     k, v = _one_per_head(q, k, v)
     return mix(low_rank_scores(q, k, scale), v, visible(q, causal), link=link, dropout=dropout)
 
@@ -283,7 +279,7 @@ def check_levels(ranks, block_sizes, weighting, width):
 def _autocast(q, k, v):
     """q, k and v as PyTorch's own attention takes them under autocast: in one dtype."""
     device = q.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
+    if q.is_meta or not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
         return q, k, v
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
 

@@ -103,14 +103,23 @@ def in_window(back, window, after):
     return (back <= window) & (back >= -after)
 
 
-def fused(q, k, v, *, scale, mask=None, causal=False):
-    """PyTorch's attention in its fused form; on the CPU that takes q, k and v of one width, so zeros are put behind."""
+def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0.0):
+    """PyTorch's attention in its fused form: where that takes q, k and v of one width only, zeros are put behind."""
     d = v.shape[-1]
-    if q.device.type == "cpu":
+    if one_width(q):
         q, k, v = (_widened(x, max(q.shape[-1], d)) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    options = dict(is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, mask, **options)
     return out[..., :d]
+
+
+def one_width(q):
+    """Whether PyTorch's fused attention wants q, k and v of one width.
+
+    So it is on the CPU, and on CUDA in 16 bits: there cuDNN takes other widths, but not with every layout.
+    """
+    return q.device.type == "cpu" or q.element_size() == 2
 
 
 class Part(NamedTuple):

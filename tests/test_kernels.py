@@ -106,6 +106,17 @@ def test_the_tiles_that_are_used():
     check(qkv(200, 64, 64, n_head=1, kv_heads=1, dtype=torch.float16), (32, 16, 16), (256, 128, 32), weighting="shared")
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels need a GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ranks", [(32, 8, 6, 4, 4, 4, 4, 2), (8,) * 8, (64, 64), (24, 12, 4)], ids=str)
+@pytest.mark.parametrize("T", [53, 256, 512, 1000, 1024, 2100, 4096])
+def test_compiled(T, ranks, dtype):
+    """Each length is another kernel: other levels are coarser than a tile."""
+    blocks = default_block_sizes(max(2 ** (T - 1).bit_length(), 128), len(ranks))
+    inputs = qkv(T, sum(ranks), 16 if len(ranks) == 3 else 64, n_head=2, kv_heads=1 if T == 1000 else 2, dtype=dtype)
+    check(inputs, ranks, blocks, weighting="shared", causal=T != 256)
+
+
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("scale", [3.0, 20.0])
@@ -193,10 +204,9 @@ def test_entries(ranks, blocks, T, want, far):
 
 def test_chunks_hold_all_features_and_suit_the_ranks():
     entries, far = mlr.level_entries((32, 8, 6, 4, 4, 4, 4, 2), default_block_sizes(4096, 8), "shared", 4096, 64)
-    assert mlr.chunk_widths(tuple(entries), far, 64, 4096, 8) == (32, 32)
-    assert mlr.chunk_widths(tuple(entries), far, 64, 4096, 2) == (32, 16, 16)
+    assert mlr.chunk_widths(tuple(entries), far, 64, 4096) == (32, 32)
     for width in range(1, 129):
-        assert sum(mlr.chunk_widths(tuple(entries[:1]), 0, width, 4096, 8)) == width + -width % 16
+        assert sum(mlr.chunk_widths(tuple(entries[:1]), 0, width, 4096)) == width + -width % 32
 
 
 @pytest.mark.parametrize(

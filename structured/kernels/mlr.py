@@ -12,21 +12,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from structured.kernels import mlr_triton
 
+NARROWEST = 32  # features of a chunk, values of a head: those of fewer are filled up with zeros
+CHUNK_COST = 8  # how many more features a far tile may load to save one chunk
 EVERYTHING = 2**30  # the block length of a level on which all positions meet
 
 
 class Launch(NamedTuple):
-    """Tiles of BM queries and BN keys, warps, pipeline stages, the cap on a thread's registers (None: no cap).
-
-    chunk_cost: how many more features a far tile may load to save one chunk.
-    """
+    """Tiles of BM queries and BN keys, warps, pipeline stages, the cap on a thread's registers (None: no cap)."""
 
     BM: int
     BN: int
     warps: int
     stages: int
     registers: int | None
-    chunk_cost: int = 8
 
 
 class Shape(NamedTuple):
@@ -35,7 +33,8 @@ class Shape(NamedTuple):
     The levels as they are seen by pairs: entry m stands for the pairs whose finest common block is of blocks[m]; they
     score with the first prefix[m] features times weights[m]. The first `far` entries are runs of whole tiles; classes
     are the bounds of those runs that need the same number of chunks. widths: the chunks that the features are cut into.
-    ranks, ends: 1 / r_l is the scale of the features below ends[l].
+    ranks, ends: 1 / r_l is the scale of the features below ends[l]. limit: the largest sum of a row's exp2 that is
+    trusted; products take exp2 in 16 bits.
     """
 
     blocks: tuple
@@ -53,7 +52,6 @@ class Shape(NamedTuple):
     BN: int
     stages: int
     precision: str
-    online: bool
     limit: float
 
 
@@ -83,13 +81,16 @@ def level_entries(ranks, block_sizes, weighting, T, tile):
     return entries, whole - 1
 
 
-def chunk_widths(entries, far, width, T, chunk_cost):
-    """The cut of `width` features into powers of two (at most 3, at least 16) with which far tiles load the least."""
-    total = width + -width % 16
+def chunk_widths(entries, far, width, T):
+    """The cut of `width` features into at most 3 powers of two with which far tiles load the least.
+
+    Chunks of 16 would suit ranks better, but the compiler gets some kernels with them wrong (dev/LOG.md).
+    """
+    total = width + -width % NARROWEST
     cuts = {
         order
         for n in (1, 2, 3)
-        for sizes in combinations_with_replacement((16, 32, 64, 128), n)
+        for sizes in combinations_with_replacement((NARROWEST, 64, 128), n)
         if sum(sizes) == total
         for order in permutations(sizes)
     }
@@ -98,20 +99,21 @@ def chunk_widths(entries, far, width, T, chunk_cost):
 
     def loaded(cut):
         used = [next(end for end in accumulate(cut) if end >= prefix) for _, prefix, _ in entries[:far]]
-        return sum(s * u for s, u in zip(share, used, strict=True)) / reach[0] + chunk_cost * len(cut)
+        return sum(s * u for s, u in zip(share, used, strict=True)) / reach[0] + CHUNK_COST * len(cut)
 
     return min(sorted(cuts), key=loaded)
 
 
-def launches(dtype, T):
-    """How the three kernels are launched. Measured on an H100, head width 64 (dev/LOG.md)."""
+def launches(dtype, T, widest):
+    """How the three kernels are launched. Measured on an H100 with heads of 64 in bfloat16 (dev/LOG.md)."""
     if dtype == torch.float32:
-        small = Launch(32, 32, 4, 1, None)
-        return dict(forward=small, backward_q=small, backward_kv=small)
+        return dict.fromkeys(("forward", "backward_q", "backward_kv"), Launch(32, 32, 4, 1, None))
+    if widest > 64:
+        return dict.fromkeys(("forward", "backward_q", "backward_kv"), Launch(64, 64, 4, 2, None))
     return dict(
         forward=Launch(64, 64, 4, 2 if T <= 1024 else 3, 128),
-        backward_q=Launch(64, 64, 4, 3, 160) if T < 8192 else Launch(64, 64, 4, 3, 168, 2),
-        backward_kv=Launch(64, 64, 4, 2, 168, 2),
+        backward_q=Launch(64, 64, 4, 3, 160 if T < 8192 else 168),
+        backward_kv=Launch(64, 64, 4, 2, 168 if T < 8192 else 200),
     )
 
 
@@ -120,15 +122,16 @@ def shape(ranks, block_sizes, weighting, causal, T, dtype, d_value, launch):
     """The Shape of a launch."""
     entries, far = level_entries(ranks, block_sizes, weighting, T, max(launch.BM, launch.BN))
     blocks, prefix, weights = zip(*entries, strict=True)
-    widths = chunk_widths(tuple(entries), far, sum(ranks), T, launch.chunk_cost)
+    widths = chunk_widths(tuple(entries), far, sum(ranks), T)
     need = [next(c for c, end in enumerate(accumulate(widths)) if end >= r) for r in prefix[:far]]
     classes = [m for m in range(far) if m == 0 or need[m] != need[m - 1]] + [far]
     used = tuple(r for r in ranks if r)
     return Shape(
-        blocks, prefix, weights, far, tuple(classes), len(set(weights[far:])) == 1, widths,
-        used, tuple(sum(used[: i + 1]) for i in range(len(used))), causal, max(16, triton.next_power_of_2(d_value)),
-        launch.BM, launch.BN, launch.stages,
-        "tf32x3" if dtype == torch.float32 else "tf32", False, 2.0**15 if dtype == torch.float16 else 2.0**60,
+        blocks=blocks, prefix=prefix, weights=weights, far=far, classes=tuple(classes),
+        one_weight=len(set(weights[far:])) == 1, widths=widths, ranks=used, ends=tuple(accumulate(used)),
+        causal=causal, DV=max(NARROWEST, triton.next_power_of_2(d_value)), BM=launch.BM, BN=launch.BN,
+        stages=launch.stages, precision="tf32x3" if dtype == torch.float32 else "tf32",
+        limit=2.0**15 if dtype == torch.float16 else 2.0**60,
     )  # fmt: skip
 
 
@@ -190,7 +193,7 @@ def forward(
     out, lse = heads_last(B, H, T, v.shape[3], v), per_row(q)
     if not out.numel():
         return out, lse
-    launch = launches(q.dtype, T)["forward"]
+    launch = launches(q.dtype, T, max(q.shape[3], v.shape[3]))["forward"]
     S = shape(tuple(ranks), tuple(block_sizes), weighting, causal, T, q.dtype, v.shape[3], launch)
     Q, K = chunks(loadable(q), S.BM, S.widths), chunks(loadable(k), S.BN, S.widths)
     V, O = tiles(loadable(v), S.BN, S.DV), tiles(out, S.BM, S.DV)
@@ -214,7 +217,7 @@ def backward(
     dq, dk, dv = like(q), like(k), like(v)
     if not grad.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
-    delta, launch = per_row(q), launches(q.dtype, T)
+    delta, launch = per_row(q), launches(q.dtype, T, max(q.shape[3], d_value))
     q, k, v, out, grad = (loadable(x) for x in (q, k, v, out, grad))
     geometry = tuple(ranks), tuple(block_sizes), weighting, causal, T, q.dtype, d_value
     S = shape(*geometry, launch["backward_q"])

@@ -339,11 +339,10 @@ def forward(Q0, Q1, Q2, K0, K1, K2, V, O, LSE, T, ROW, H, GROUP, S: tl.constexpr
     bh = tl.program_id(0) // n
     b = bh // H
     h = bh % H
-    acc, total, top = _sweep(Q, K, V, b, h, h // GROUP, t0, T, S.online, S)
-    if not S.online:
-        in_range = (total < S.limit) & (tl.sum(acc * 0, 1) == 0)
-        if tl.min(in_range.to(tl.int32), 0) == 0:
-            acc, total, top = _sweep(Q, K, V, b, h, h // GROUP, t0, T, True, S)
+    acc, total, top = _sweep(Q, K, V, b, h, h // GROUP, t0, T, False, S)
+    in_range = (total < S.limit) & (tl.sum(acc * 0, 1) == 0)
+    if tl.min(in_range.to(tl.int32), 0) == 0:
+        acc, total, top = _sweep(Q, K, V, b, h, h // GROUP, t0, T, True, S)
     rows = t0 + tl.arange(0, S.BM)
     tl.store(LSE + bh.to(tl.int64) * ROW + rows, top + tl.math.log2(total), mask=rows < T)
     O.store([b, h, t0, 0], (acc / total[:, None]).to(O.dtype).reshape(1, 1, S.BM, S.DV))
