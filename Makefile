@@ -17,7 +17,6 @@ figures: .venv/ready
 	$(BIN)/python plots/demo.py results/demo --out results
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_1500_* --out results/language_modeling_1500.png
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_3000_* --out results/language_modeling_3000.png
-	$(BIN)/python plots/attention_speed.py results/bench/attention_h100.json --out results/attention_speed.png
 
 lint: .venv/ready
 	$(BIN)/ruff check .

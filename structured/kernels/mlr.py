@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from triton.runtime.interpreter import InterpretedFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from structured.kernels import mlr_triton
@@ -179,8 +180,31 @@ def chunks(x, rows, widths):
     return [*(tiles(x, rows, width) for width in widths), None, None][:3]
 
 
+@lru_cache(maxsize=1)
+def assembler():
+    """The assembler to compile with: Triton's own, or the newer one that it brings for newer cards.
+
+    ptxas of CUDA 12.8 got some of these kernels wrong: it read uniform registers before it wrote them (dev/LOG.md).
+    """
+    tools = triton.knobs.nvidia
+    version = tuple(int(n) for n in tools.ptxas.version.split("."))
+    return tools.ptxas_blackwell if version < (12, 9) and hasattr(tools, "ptxas_blackwell") else tools.ptxas
+
+
 def run(kernel, arguments, programs, launch, S):
-    kernel[(programs,)](*arguments, S=S, num_warps=launch.warps, maxnreg=launch.registers)
+    """Launch a kernel; what has not been launched before is compiled first."""
+    options = dict(S=S, num_warps=launch.warps, maxnreg=launch.registers)
+    key = kernel, S, launch, arguments[0].base.dtype, torch.cuda.is_available() and torch.cuda.current_device()
+    if key in launched or isinstance(kernel, InterpretedFunction):
+        kernel[(programs,)](*arguments, **options)
+        return
+    with triton.knobs.nvidia.scope():
+        triton.knobs.nvidia.ptxas = assembler().path
+        kernel[(programs,)](*arguments, **options)
+    launched.add(key)
+
+
+launched = set()
 
 
 @torch.library.custom_op("structured_attention::mlr_forward", mutates_args=())

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# What a change to the kernels has to pass on a GPU, then the tables that the README shows.
+#   bash scripts/gpu.sh [FOLDER]     tables and logs go to results/bench, or to FOLDER; PYTHON chooses the interpreter
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+out=${1:-results/bench}
+mkdir -p "$out"
+
+"$python" -m pytest tests/test_kernels.py
+if command -v compute-sanitizer >/dev/null; then
+    compute-sanitizer --tool memcheck --error-exitcode 1 "$python" -m pytest tests/test_kernels.py -k "test_compiled and 53"
+fi
+"$python" bench.py attention --out="$out/attention.json" | tee "$out/attention.txt"
+"$python" bench.py decode --out="$out/decode.json" | tee "$out/decode.txt"
+"$python" bench.py step --compile=True --out="$out/step.json" | tee "$out/step.txt"
+"$python" plots/attention_speed.py "$out/attention.json" --out "$out/attention_speed.png"
