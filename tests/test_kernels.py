@@ -1,5 +1,10 @@
 """The fused kernels against the definitions: in Triton's interpreter on the CPU, compiled where there is a GPU."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from compare import relative_error, with_gradients
@@ -204,9 +209,22 @@ def test_entries(ranks, blocks, T, want, far):
 
 def test_chunks_hold_all_features_and_suit_the_ranks():
     entries, far = mlr.level_entries((32, 8, 6, 4, 4, 4, 4, 2), default_block_sizes(4096, 8), "shared", 4096, 64)
-    assert mlr.chunk_widths(tuple(entries), far, 64, 4096) == (32, 32)
+    assert mlr.chunk_widths(entries, far, 64, 4096) == (32, 32)
     for width in range(1, 129):
-        assert sum(mlr.chunk_widths(tuple(entries[:1]), 0, width, 4096)) == width + -width % 32
+        assert sum(mlr.chunk_widths(entries[:1], 0, width, 4096)) == width + -width % 32
+
+
+def test_the_compiler_takes_the_kernels():
+    """In a process of its own, because here Triton interprets."""
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("compiled") == 3
+
+
+def test_the_assembler_is_one_that_gets_the_kernels_right():
+    assert tuple(int(n) for n in mlr.assembler().version.split(".")) >= (12, 9)
 
 
 @pytest.mark.parametrize(

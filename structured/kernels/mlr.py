@@ -123,7 +123,7 @@ def shape(ranks, block_sizes, weighting, causal, T, dtype, d_value, launch):
     """The Shape of a launch."""
     entries, far = level_entries(ranks, block_sizes, weighting, T, max(launch.BM, launch.BN))
     blocks, prefix, weights = zip(*entries, strict=True)
-    widths = chunk_widths(tuple(entries), far, sum(ranks), T)
+    widths = chunk_widths(entries, far, sum(ranks), T)
     need = [next(c for c, end in enumerate(accumulate(widths)) if end >= r) for r in prefix[:far]]
     classes = [m for m in range(far) if m == 0 or need[m] != need[m - 1]] + [far]
     used = tuple(r for r in ranks if r)
@@ -193,8 +193,9 @@ def assembler():
 
 def run(kernel, arguments, programs, launch, S):
     """Launch a kernel; what has not been launched before is compiled first."""
-    options = dict(S=S, num_warps=launch.warps, maxnreg=launch.registers)
-    key = kernel, S, launch, arguments[0].base.dtype, torch.cuda.is_available() and torch.cuda.current_device()
+    options = dict(S=S, num_warps=launch.warps, maxnreg=launch.registers, enable_fp_fusion=True)
+    query, group = arguments[0].base, arguments[-1]
+    key = kernel, S, launch, query.dtype, group, query.device
     if key in launched or isinstance(kernel, InterpretedFunction):
         kernel[(programs,)](*arguments, **options)
         return

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-INTEGERS = ["T", "ROW", "H", "GROUP"]  # what a kernel is not compiled anew for
 
 
 @triton.constexpr_function
@@ -325,7 +324,7 @@ def _sweep(Q, K, V, b, h, hk, t0, T, ONLINE: tl.constexpr, S: tl.constexpr):
     return acc, tl.max(sums, 1), top
 
 
-@triton.jit(do_not_specialize=INTEGERS)
+@triton.jit(do_not_specialize=["T", "ROW", "H", "GROUP"])
 def forward(Q0, Q1, Q2, K0, K1, K2, V, O, LSE, T, ROW, H, GROUP, S: tl.constexpr):
     """O and LSE, the log2 of the sum of exp2 of the scores, (B H, T).
 
@@ -374,7 +373,7 @@ def _backward_q_class(g, q, do, lse, delta, K, V, b, h, starts, ends, T, I: tl.c
     return g
 
 
-@triton.jit(do_not_specialize=INTEGERS)
+@triton.jit(do_not_specialize=["T", "ROW", "H", "GROUP"])
 def backward_q(Q0, Q1, Q2, K0, K1, K2, V, O, DO, DQ0, DQ1, DQ2, LSE, DELTA, T, ROW, H, GROUP, S: tl.constexpr):
     """DQ, and DELTA, the inner products of O and DO that the other kernel needs, (B H, T)."""
     Q = (Q0, Q1, Q2)
@@ -461,7 +460,7 @@ def _backward_kv_head(dv, g, k, v, Q, DO, LSE, DELTA, b, h, bh, t0, T, S: tl.con
     return dv, g
 
 
-@triton.jit(do_not_specialize=INTEGERS)
+@triton.jit(do_not_specialize=["T", "H"])
 def backward_kv(Q0, Q1, Q2, K0, K1, K2, V, DO, DK0, DK1, DK2, DV, LSE, DELTA, T, H, GROUP: tl.constexpr,
                 S: tl.constexpr):  # fmt: skip
     """DK and DV, summed over the GROUP query heads that share the keys."""
