@@ -33,7 +33,7 @@ class Settings(RunSettings, StructureSettings):
     dataset: str = setting("openwebtext_small", "folder in data_dir that holds train.bin, val.bin and meta.json")
     data_dir: str = setting("data", "where the prepared datasets are", free=True)
     batch_size: int = setting(4, "sequences in a micro-batch")
-    gradient_accumulation_steps: int = setting(8, "micro-batches in a step")
+    gradient_accumulation_steps: int = setting(8, "micro-batches in a step, of all processes together")
     max_iters: int = setting(100_000, "steps to train for", free=True)
     init_lr: float = setting(3e-3, "peak learning rate at fan-in 768; other widths follow by µP")
     warmup_iters: int = setting(2_000, "steps of linear warm-up")
@@ -59,16 +59,18 @@ class LanguageModelling(Experiment):
     def __init__(self, cfg):
         model_cfg = cfg.model_config()
         self.corpus = load_corpus(Path(cfg.data_dir) / cfg.dataset, cfg.block_size)
-        self.micro_batches = cfg.gradient_accumulation_steps
         super().__init__(cfg, "train.py", lambda: GPT(model_cfg, self.corpus.vocab_size), cfg.init_lr)
         if self.run.saved and self.run.saved["corpus"]["sha256"] != self.corpus.meta["sha256"]:
             raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the corpus that {self.run.folder} was trained on")
 
-    def batch(self, tokens, stream, index):
-        """Random windows of block_size + 1 tokens as inputs and targets; a pure function of (seed, stream, index)."""
+    def batch(self, tokens, stream, index, rows=slice(None)):
+        """Random windows of block_size + 1 tokens as inputs and targets; a pure function of (seed, stream, index).
+
+        rows: those of its batch_size windows that are asked for.
+        """
         cfg = self.cfg
         rng = np.random.Generator(np.random.Philox(key=cfg.seed, counter=[0, 0, stream, index]))
-        starts = rng.integers(len(tokens) - cfg.block_size, size=cfg.batch_size)
+        starts = rng.integers(len(tokens) - cfg.block_size, size=cfg.batch_size)[rows]
         windows = tokens[starts[:, None] + np.arange(cfg.block_size + 1)]
         windows = torch.from_numpy(windows.astype(np.int64))
         if self.device.type == "cuda":
@@ -77,15 +79,16 @@ class LanguageModelling(Experiment):
         return windows[:, :-1], windows[:, 1:]
 
     def loss(self, step, micro):
-        inputs, targets = self.batch(self.corpus.train, TRAIN, step * self.micro_batches + micro)
+        index = step * self.micro_batches + micro
+        inputs, targets = self.batch(self.corpus.train, TRAIN, index, self.share.rows)
         return {"train/loss": self.network(inputs, targets)[1]}
 
     def evaluate(self):
-        total = 0.0
-        for index in range(self.cfg.eval_iters):
+        losses = torch.zeros(self.cfg.eval_iters, dtype=torch.float64)
+        for index in self.world.part(len(losses)):
             with self.context():
-                total += self.network(*self.batch(self.corpus.val, VAL, index))[1].item()
-        return {"val/loss": total / self.cfg.eval_iters}
+                losses[index] = self.network(*self.batch(self.corpus.val, VAL, index))[1].item()
+        return {"val/loss": sum(self.world.reduce(losses).tolist()) / len(losses)}
 
     def headline(self, metrics):
         return f"val loss {metrics['val/loss']:.4f}", metrics["val/loss"]
@@ -120,6 +123,7 @@ def main(argv=None):
         experiment.model.eval()
         with torch.no_grad():
             print(f"step {experiment.step}: {experiment.headline(experiment.evaluate())[0]}")
+        experiment.world.leave()
     else:
         experiment.fit()
 

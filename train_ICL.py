@@ -7,6 +7,7 @@ A prompt is x_1, y_1, x_2, y_2, ..; the model predicts every y_i from what came 
 settings, what a loss and an evaluation are. Prompts come from data/icl_regression, the loop is training/loop.py.
 """
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -47,7 +48,7 @@ class Settings(RunSettings, StructureSettings):
     task_depth: int = setting(4, "depth of decision_tree")
     noise_std: float = setting(0.0, "standard deviation of the noise on y")
     training_num_training_examples: int = setting(32_000_064, "size of the pool of training prompts")
-    batch_size: int = setting(64, "prompts in a step")
+    batch_size: int = setting(64, "prompts in a step, of all processes together")
     max_iters: int = setting(500_000, "steps to train for")
     training_learning_rate: float = setting(1e-3, "peak learning rate at fan-in 768; other widths follow by µP")
     warmup_iters: int = setting(1_000, "steps of linear warm-up; constant after it")
@@ -117,7 +118,7 @@ class InContextRegression(Experiment):
     """Mean squared error over all positions of a prompt; predicting zero costs 1."""
 
     def __init__(self, cfg):
-        self.curriculum, self.baselines = cfg.curriculum(), None
+        self.curriculum = cfg.curriculum()
         # refuse a pool that is too small and a task that cannot be
         examples = training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)
         sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=1, **cfg.task())
@@ -129,6 +130,7 @@ class InContextRegression(Experiment):
         cfg = self.cfg
         dims, points = self.curriculum.at(step)
         examples = training_examples(cfg.seed, step, cfg.batch_size, cfg.training_num_training_examples, self.device)
+        examples = examples[self.share.rows]
         x, y = sample_prompts(seed=cfg.seed, examples=examples, n_points=points, dims=dims, **cfg.task())
         error = (self.network(interleave(x, y)).float() - y).square().mean()
         return {"overall_loss": error, "zero": y.square().mean()}
@@ -140,20 +142,27 @@ class InContextRegression(Experiment):
 
     def evaluate(self):
         """Squared error by number of examples seen, at full size, on prompts that are not in the pool."""
-        cfg, prompts = self.cfg, []
-        total = torch.zeros(cfg.points, dtype=torch.float64, device=self.device)
-        for first in range(0, cfg.eval_prompts, cfg.eval_batch_size):
-            count = min(cfg.eval_batch_size, cfg.eval_prompts - first)
-            x, y = evaluation_prompts(first=first, count=count, n_points=cfg.points, device=self.device, **cfg.task())
+        cfg = self.cfg
+        firsts = range(0, cfg.eval_prompts, cfg.eval_batch_size)
+        errors = torch.zeros(len(firsts), cfg.points, dtype=torch.float64, device=self.device)  # summed over prompts
+        for i in self.world.part(len(firsts)):
+            x, y = self.evaluation_batch(firsts[i])
             with self.context():
-                total += (self.network(interleave(x, y)).double() - y).square().sum(0)
-            if self.baselines is None:
-                prompts.append((x, y))
-        if prompts:
-            x, y = (torch.cat(parts) for parts in zip(*prompts, strict=True))
-            self.baselines = {name: e.tolist() for name, e in baseline_errors(x, y, cfg.ridge_alpha).items()}
-        error = (total / cfg.eval_prompts).tolist()
+                errors[i] = (self.network(interleave(x, y)).double() - y).square().sum(0)
+        error = (self.world.reduce(errors).sum(0) / cfg.eval_prompts).tolist()
         return {"eval_pointwise/loss": error, "eval/last": error[-1], "baselines": self.baselines}
+
+    def evaluation_batch(self, first):
+        cfg = self.cfg
+        count = min(cfg.eval_batch_size, cfg.eval_prompts - first)
+        return evaluation_prompts(first=first, count=count, n_points=cfg.points, device=self.device, **cfg.task())
+
+    @functools.cached_property
+    def baselines(self):
+        """{name: errors} of methods that need no training, on the prompts of the evaluation."""
+        firsts = range(0, self.cfg.eval_prompts, self.cfg.eval_batch_size)
+        x, y = (torch.cat(parts) for parts in zip(*map(self.evaluation_batch, firsts), strict=True))
+        return {name: errors.tolist() for name, errors in baseline_errors(x, y, self.cfg.ridge_alpha).items()}
 
     def headline(self, metrics):
         last = {name: errors[-1] for name, errors in metrics["baselines"].items()}

@@ -1,15 +1,17 @@
-"""Train a transformer encoder to forecast a time series, with any scoring function.
+"""Train a forecaster of a time series: a transformer encoder with any scoring function, or one to compare it with.
 
     python train_TS.py config/ts_configs/tiny.py
     python train_TS.py config/ts_configs/etth1.py config/ts_configs/mlr.py --horizon=192
+    python train_TS.py config/ts_configs/dlinear.py
 
-The model reads look_back hours and predicts the next horizon hours. From top to bottom: the settings, which windows a
+The model reads look_back steps and predicts the next horizon steps. From top to bottom: the settings, which windows a
 split has, what a loss and an evaluation are. The series comes from data/ett, the loop is training/loop.py.
 """
 
 import hashlib
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,21 +19,36 @@ import numpy as np
 import torch
 
 from data.ett import SPLITS, load_ett
-from model import Forecaster
-from training.configurator import configure, setting
+from forecasters import DLinear, InstanceNorm, PatchForecaster, number_of_patches, repeat_last, seasonal_naive
+from model import Compute, Forecaster
+from structured import default_block_sizes
+from training.configurator import configure, parse_list, setting
+from training.devices import pick_device
+from training.distributed import World
 from training.errors import BadInput, command
 from training.loop import Experiment
+from training.run import Run
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
+
+TRAINED, RULES = ("encoder", "patch", "dlinear"), ("repeat_last", "seasonal_naive")
+SCHEDULES = {  # share of the peak rate in epoch 0, 1, ..; the names are those of DLinear's and PatchTST's code
+    "constant": lambda epoch: 1.0,
+    "type1": lambda epoch: 0.5 ** max(0, epoch - 1),
+    "type3": lambda epoch: 0.9 ** max(0, epoch - 3),
+}
+ALONE = World()  # one process
 
 
 @dataclass
 class Settings(RunSettings, StructureSettings):
-    """Train a transformer on time-series forecasting. Config files and flags, the later one winning."""
+    """Train a forecaster of a time series. Config files and flags, the later one winning."""
 
     dataset: str = setting("ETTh1", "folder in data_dir that data/ett/prepare.py made")
     data_dir: str = setting("data/ett", "where the prepared series are", free=True)
     features: str = setting("M", "channels, read and predicted: M, all of them, or S, the oil temperature OT alone")
+    forecaster: str = setting("encoder", "encoder, patch (PatchTST), dlinear; untrained: repeat_last, seasonal_naive")
+    instance_norm: bool = setting(False, "reversible: standardise each window by itself (PatchTST has it)")
     look_back: int = setting(96, "steps of the past that the model reads")
     horizon: int = setting(96, "steps of the future that it predicts")
     block_size: int = setting(-1, "length of the model's input; -1: look_back, and nothing else fits")
@@ -41,25 +58,56 @@ class Settings(RunSettings, StructureSettings):
     mlr_rank_list: str = setting("32|16|8|8", "rank of every level, coarse to fine; they add up to the head width")
     sliding_block_size: int = setting(48, "window W: a step sees itself and the W on either side")
     sequential_GSWA_layer_list: str = setting("MHA|SWA", "kind of every layer, MHA or SWA")
-    batch_size: int = setting(32, "windows in a step")
+    batch_size: int = setting(32, "windows in a step, of all processes together")
     max_iters: int = setting(1_000, "steps to train for", free=True)
     init_lr: float = setting(2e-4, "peak learning rate at fan-in 768; other widths follow by µP")
-    warmup_iters: int = setting(20, "steps of linear warm-up; constant after it")
+    warmup_iters: int = setting(20, "steps of linear warm-up")
+    lr_schedule: str = setting("constant", "after it: constant, type1 (halved each epoch after the 2nd), type3 (x 0.9)")
     eval_interval: int = setting(100, "steps between two evaluations, each followed by a checkpoint", free=True)
+    patience: int = setting(0, "end after so many evaluations in a row without a lower val/mse; 0: never", free=True)
     eval_batch_size: int = setting(256, "windows the evaluation takes at a time; changes no result", free=True)
 
     ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")
     POSITIVE: ClassVar[tuple] = ("init_lr",)
     AT_LEAST: ClassVar[dict] = dict(
-        look_back=1, horizon=1, batch_size=1, max_iters=0, warmup_iters=0, eval_interval=1, eval_batch_size=1
-    )
+        look_back=1, horizon=1, batch_size=1, max_iters=0, warmup_iters=0, eval_interval=1, patience=0,
+        eval_batch_size=1,
+    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
         if self.features not in ("M", "S"):
             raise BadInput(f"features is '{self.features}', there are M (all channels) and S (OT alone)")
+        for name, known in dict(forecaster=(*TRAINED, *RULES), lr_schedule=SCHEDULES).items():
+            if getattr(self, name) not in known:
+                raise BadInput(f"{name} is '{getattr(self, name)}', there are {', '.join(known)}")
         if self.block_size not in (-1, self.look_back):
             raise BadInput(f"block_size is {self.block_size}, the model reads look_back = {self.look_back} steps")
+
+    def trunk(self, length):
+        """The encoder's configuration for sequences of any length.
+
+        MLR's default blocks are those of the next length that halves often enough, cut at the length there is: 42
+        steps on 4 levels have the blocks of 48, which are 48 (all 42), 24, 12 and 6.
+        """
+        if self.token_mixing_struct != "multi_level_low_rank" or self.mlr_block_size_list != "default":
+            return self.model_config(block_size=length, causal=False)
+        finest = 2 ** (len(parse_list(self.mlr_rank_list, "mlr_rank_list")) - 1)
+        padded = math.ceil(length / finest) * finest
+        cfg = self.model_config(block_size=padded, causal=False)
+        blocks = tuple(min(b, length) for b in default_block_sizes(padded, len(cfg.scoring.ranks)))
+        return replace(cfg, scoring=replace(cfg.scoring, block_size=length, block_sizes=blocks))
+
+    def build(self, channels):
+        """The trained forecaster; BadInput for one that cannot be."""
+        if self.forecaster == "encoder":
+            model = Forecaster(self.trunk(self.look_back), channels, self.horizon)
+        elif self.forecaster == "patch":
+            trunk = self.trunk(number_of_patches(self.look_back))
+            model = PatchForecaster(trunk, channels, self.look_back, self.horizon)
+        else:
+            model = DLinear(channels, self.look_back, self.horizon)
+        return InstanceNorm(model) if self.instance_norm else model
 
 
 def first_targets(borders, look_back, horizon):
@@ -77,33 +125,78 @@ def first_targets(borders, look_back, horizon):
     return windows
 
 
-class Forecasting(Experiment):
-    """Mean squared error of standardised values over the horizon; predicting zero costs 1 in the training part."""
+class Windows:
+    """A standardised series as pairs of past and future: `first[split]` has the row at which each future begins."""
 
     def __init__(self, cfg):
-        model_cfg = cfg.model_config(block_size=cfg.look_back, causal=False)
-        values, borders, columns = load_ett(Path(cfg.data_dir) / cfg.dataset)
-        if cfg.features == "S":
-            values = values[:, [columns.index("OT")]]
-        self.windows = first_targets(borders, cfg.look_back, cfg.horizon)
+        series = load_ett(Path(cfg.data_dir) / cfg.dataset)
+        values = series.values if cfg.features == "M" else series.values[:, [series.columns.index("OT")]]
+        self.look_back, self.horizon, self.eval_batch_size = cfg.look_back, cfg.horizon, cfg.eval_batch_size
+        self.first = first_targets(series.borders, cfg.look_back, cfg.horizon)
+        self.steps_a_day = 24 * 60 // series.minutes
         self.channels, self.sha256 = values.shape[1], hashlib.sha256(values.tobytes()).hexdigest()
-        super().__init__(cfg, "train_TS.py", lambda: Forecaster(model_cfg, self.channels, cfg.horizon), cfg.init_lr)
-        if self.run.saved and self.run.saved["sha256"] != self.sha256:
-            raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {self.run.folder} was trained on")
-        self.values = torch.from_numpy(values).to(self.device)
+        self.values = torch.from_numpy(values)
+
+    def to(self, device):
+        self.values = self.values.to(device)
+        return self
 
     def batch(self, rows):
         """The past (B, look_back, channels) and the future (B, horizon, channels) of windows given by first target."""
-        steps = torch.arange(-self.cfg.look_back, self.cfg.horizon)
-        windows = self.values[(torch.as_tensor(rows)[:, None] + steps).to(self.device)]
-        return windows[:, : self.cfg.look_back], windows[:, self.cfg.look_back :]
+        steps = torch.arange(-self.look_back, self.horizon)
+        windows = self.values[(torch.as_tensor(rows)[:, None] + steps).to(self.values.device)]
+        return windows[:, : self.look_back], windows[:, self.look_back :]
+
+    def errors(self, forecast, split, world=ALONE):
+        """(MSE, MAE) of forecast(past) over every window, step and channel of a split; each process takes a part."""
+        rows, size = self.first[split], self.eval_batch_size
+        firsts = range(0, len(rows), size)
+        sums = torch.zeros(len(firsts), 2, dtype=torch.float64)
+        for i in world.part(len(firsts)):
+            past, future = self.batch(rows[firsts[i] : firsts[i] + size])
+            error = (forecast(past).float() - future).cpu().double()  # not every device has float64
+            sums[i] = torch.stack([error.square().sum(), error.abs().sum()])
+        return (world.reduce(sums).sum(0) / (len(rows) * self.horizon * self.channels)).tolist()
+
+    def evaluate(self, forecast, world=ALONE):
+        val_mse, _ = self.errors(forecast, "val", world)
+        test_mse, test_mae = self.errors(forecast, "test", world)
+        return {"val/mse": val_mse, "test/mse": test_mse, "test/mae": test_mae}
+
+
+class OutOfPatience(Exception):
+    """`patience` evaluations in a row have not lowered val/mse."""
+
+
+class Forecasting(Experiment):
+    """Mean squared error of standardised values over the horizon; predicting zero costs 1 in the training part.
+
+    The evaluation of lowest val/mse is the result: its step and test errors are in every line as best/.., its weights
+    in the checkpoint as best_model.
+    """
+
+    def __init__(self, cfg):
+        self.data = Windows(cfg)
+        self.best_line, self.best_model, self.waited = {}, {}, 0
+        super().__init__(cfg, "train_TS.py", lambda: cfg.build(self.data.channels), cfg.init_lr)
+        self.data.to(self.device)
+        saved = self.run.saved
+        if saved and saved["sha256"] != self.data.sha256:
+            raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {self.run.folder} was trained on")
+        if saved:
+            self.best_line, self.best_model, self.waited = (saved[k] for k in ("best_line", "best_model", "waited"))
+
+    def state(self):
+        """sha256 is the series': a resume must find the same."""
+        best = dict(best_line=self.best_line, best_model=self.best_model, waited=self.waited)
+        return dict(super().state(), sha256=self.data.sha256, **best)
 
     def training_rows(self, step):
         """First targets of a step's windows, a pure function of (seed, step).
 
         Every epoch takes each training window once, in an order keyed by (seed, epoch); a batch may straddle two.
         """
-        cfg, windows = self.cfg, self.windows["train"]
+        cfg, windows = self.cfg, self.data.first["train"]
         epochs, places = np.divmod(step * cfg.batch_size + np.arange(cfg.batch_size), len(windows))
         rows = []
         for epoch in np.unique(epochs):
@@ -112,36 +205,43 @@ class Forecasting(Experiment):
         return np.concatenate(rows)
 
     def loss(self, step, micro):
-        past, future = self.batch(self.training_rows(step))
+        past, future = self.data.batch(self.training_rows(step)[self.share.rows])
         return {"train/mse": (self.network(past).float() - future).square().mean()}
 
-    def errors(self, split):
-        """(MSE, MAE) over every window, hour and channel of a split."""
-        rows, size = self.windows[split], self.cfg.eval_batch_size
-        squared = absolute = 0.0
-        for first in range(0, len(rows), size):
-            past, future = self.batch(rows[first : first + size])
-            with self.context():
-                error = (self.network(past).float() - future).cpu().double()  # not every device has float64
-            squared += error.square().sum().item()
-            absolute += error.abs().sum().item()
-        count = len(rows) * self.cfg.horizon * self.channels
-        return squared / count, absolute / count
-
     def evaluate(self):
-        val_mse, _ = self.errors("val")
-        test_mse, test_mae = self.errors("test")
-        return {"val/mse": val_mse, "test/mse": test_mse, "test/mae": test_mae}
+        with self.context():
+            metrics = self.data.evaluate(self.network, self.world)
+        self.waited += 1
+        if metrics["val/mse"] < self.best or not self.best_line:
+            self.waited = 0
+            self.best_line = {"best/step": self.step}
+            self.best_line |= {f"best/test_{kind}": metrics[f"test/{kind}"] for kind in ("mse", "mae")}
+            self.best_model = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return {**metrics, **self.best_line}
 
     def headline(self, metrics):
         words = f"val mse {metrics['val/mse']:.4f}, test mse {metrics['test/mse']:.4f}, mae {metrics['test/mae']:.4f}"
-        return words, metrics["val/mse"]
+        best = f"{metrics['best/test_mse']:.4f}, {metrics['best/test_mae']:.4f}"
+        return f"{words} (where val was lowest, step {metrics['best/step']}: {best})", metrics["val/mse"]
+
+    def _train_step(self):
+        if 0 < self.cfg.patience <= self.waited:
+            raise OutOfPatience
+        super()._train_step()
+
+    def _loop(self):
+        try:
+            return super()._loop()
+        except OutOfPatience:
+            print(f"no lower val mse in {self.waited} evaluations: ends at step {self.step}", flush=True)
+            return "finished"
 
     def summary(self, means):
         return means
 
     def lr_factor(self, step):
-        return lr_factor(step, self.cfg.warmup_iters)
+        epoch = step * self.cfg.batch_size // len(self.data.first["train"])
+        return lr_factor(step, self.cfg.warmup_iters) * SCHEDULES[self.cfg.lr_schedule](epoch)
 
     def step_cost(self, step):
         B, cost = self.cfg.batch_size, self.cost(self.cfg.look_back)
@@ -152,13 +252,36 @@ class Forecasting(Experiment):
             paper_compute=B * cost.paper,
         )
 
-    def state(self):
-        return dict(super().state(), sha256=self.sha256)  # of the series: a resume must find the same
+
+def evaluate_rule(cfg):
+    """The record of a forecaster that is not trained: one line, with its error on the training windows too."""
+    device = pick_device(cfg.device)
+    data = Windows(cfg).to(device)
+    season = data.steps_a_day
+    if cfg.forecaster == "seasonal_naive" and cfg.look_back < season:
+        raise BadInput(f"seasonal_naive repeats the last {season} steps, a day; look_back is {cfg.look_back}")
+
+    def forecast(past):
+        if cfg.forecaster == "repeat_last":
+            return repeat_last(past, cfg.horizon)
+        return seasonal_naive(past, cfg.horizon, season)
+
+    run = Run(cfg, "train_TS.py")
+    run.start(device=device, parameters=(0, 0), per_token=Compute(0, 0, 0))
+    nothing = dict.fromkeys(("step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"), 0)
+    metrics = {"train/mse": data.errors(forecast, "train")[0], **data.evaluate(forecast)}
+    run.log(**nothing, **metrics)
+    run.finish("finished")
+    print(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
 @command
 def main(argv=None):
-    Forecasting(configure(Settings, argv)).fit()
+    cfg = configure(Settings, argv)
+    if cfg.forecaster in RULES:
+        evaluate_rule(cfg)
+    else:
+        Forecasting(cfg).fit()
 
 
 if __name__ == "__main__":

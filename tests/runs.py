@@ -55,7 +55,8 @@ def write_series(folder, values, rows):
     for split, part in zip(SPLITS, np.split(values, np.cumsum(rows)[:-1]), strict=True):
         part.astype(DTYPE).tofile(folder / f"{split}.bin")
     train = values[: rows[0]]
-    meta = dict(rows=dict(zip(SPLITS, rows, strict=True)), mean=train.mean(0).tolist(), std=train.std(0).tolist())
+    counts = dict(zip(SPLITS, rows, strict=True))
+    meta = dict(minutes=60, rows=counts, mean=train.mean(0).tolist(), std=train.std(0).tolist())
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -36,7 +36,7 @@ def commands(path):
 def test_header_commands_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     write_corpus(tmp_path / "corpus")
-    write_series(tmp_path / "ETTh1", waves(600), rows=(300, 150, 150))
+    write_series(tmp_path / "ETTh1", waves(800), rows=(500, 150, 150))
     assert commands(path), f"{path} does not open with a command that uses it"
     for number, (script, *arguments) in enumerate(commands(path)):
         out_dir = tmp_path / str(number)

@@ -642,7 +642,8 @@ def test_a_missing_corpus_names_its_command(tmp_path, name):
 @pytest.mark.parametrize("name", ["ETTh1", "ETTh2"])
 def test_ett_counts_borders_and_standardisation(tmp_path, name):
     script("ett").main(["--input", shared(f"{name}.csv"), "--out", str(tmp_path)])
-    values, borders, columns = load_ett(tmp_path / name)
+    values, borders, columns, minutes = load_ett(tmp_path / name)
+    assert minutes == 60
     assert borders == (0, 8640, 11520, 14400)
     assert columns == COLUMNS
     assert values.shape == (14400, 7)
@@ -659,12 +660,12 @@ def test_ett_counts_borders_and_standardisation(tmp_path, name):
     assert meta["source"]["sha256"] == hashlib.sha256(Path(shared(f"{name}.csv")).read_bytes()).hexdigest()
 
 
-def ett_lines(rows):
+def ett_lines(rows, minutes=60):
     """A file with invented values."""
     lines = [",".join(["date", *COLUMNS])]
     start = np.datetime64("2016-07-01T00:00:00")
     for hour in range(rows):
-        date = str(start + np.timedelta64(hour, "h")).replace("T", " ")
+        date = str(start + np.timedelta64(hour * minutes, "m")).replace("T", " ")
         lines.append(",".join([date, *(f"{hour % 24 + column}.5" for column in range(7))]))
     return lines
 
@@ -688,6 +689,9 @@ def replaced(lines, number, old, new):
         (lambda x: replaced(x, 90, "2016-07", "2016/07"), "line 90: '2016/07.*' is not a time"),
         (lambda x: x[:-1], "499 rows; the published file has 500"),
         (lambda x: x[:1], "0 rows; the published file has 500"),
+        (lambda x: x[:0], "the header is ; it must be date,"),
+        (lambda x: x, "the values are not those of the published ETTh1 .*--changed"),
+        (lambda x: [line.rsplit(",", 1)[0] + (",1.5" if i else ",OT") for i, line in enumerate(x)], "OT is 1.5 in all"),
     ],
 )
 def test_ett_refuses(tmp_path, capsys, monkeypatch, damage, message):
@@ -697,6 +701,29 @@ def test_ett_refuses(tmp_path, capsys, monkeypatch, damage, message):
     err = fails("ett", "--input", path, "--out", tmp_path / "out", capsys=capsys)
     assert re.search(message, err)
     assert not (tmp_path / "out").exists()
+
+
+def test_ett_of_every_fifteen_minutes(tmp_path):
+    (tmp_path / "ETTm2.csv").write_text("\n".join(ett_lines(69680, minutes=15)))
+    script("ett").main(["--input", str(tmp_path / "ETTm2.csv"), "--out", str(tmp_path)])
+    series = load_ett(tmp_path / "ETTm2")
+    assert (series.borders, series.minutes) == ((0, 34560, 46080, 57600), 15)
+
+
+def test_ett_takes_changed_values_and_other_line_ends_when_told(tmp_path, capsys):
+    lines = "\r\n".join(ett_lines(17420))
+    (tmp_path / "ETTh1.csv").write_text(lines, newline="")
+    argv = ["--input", str(tmp_path / "ETTh1.csv"), "--out", str(tmp_path)]
+    assert "the values are not those" in fails("ett", *argv, capsys=capsys)
+    script("ett").main([*argv, "--changed"])
+    assert load_ett(tmp_path / "ETTh1").values.shape == (14400, 7)
+
+
+def test_the_published_file_with_other_line_ends(tmp_path):
+    text = Path(shared("ETTh1.csv")).read_text()
+    (tmp_path / "ETTh1.csv").write_text(text.replace("\n", "\r\n"), newline="")
+    script("ett").main(["--input", str(tmp_path / "ETTh1.csv"), "--out", str(tmp_path)])
+    assert load_ett(tmp_path / "ETTh1").borders == (0, 8640, 11520, 14400)
 
 
 def test_ett_refuses_files_it_cannot_tell_or_read(tmp_path, capsys):
@@ -714,7 +741,7 @@ def test_ett_refuses_files_it_cannot_tell_or_read(tmp_path, capsys):
 def series(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ett")
     (folder / "ETTh1.csv").write_text("\n".join(ett_lines(17420)))
-    script("ett").main(["--input", str(folder / "ETTh1.csv"), "--out", str(folder)])
+    script("ett").main(["--input", str(folder / "ETTh1.csv"), "--out", str(folder), "--changed"])
     return folder / "ETTh1"
 
 
@@ -726,6 +753,7 @@ def series(tmp_path_factory):
         (lambda f: (f / "val.bin").write_bytes(bytes(4 * 7 * 100)), r"val.bin has 700 values, not 2,880 rows of 7"),
         (lambda f: change_meta(f, rows={"train": 1}), "damaged"),
         (lambda f: change_meta(f, mean=[1, 2]), "damaged"),
+        (lambda f: change_meta(f, std=[0, *[1] * 6]), r"damaged \(standard deviations \[0.0, 1.0"),
         (lambda f: (f / "meta.json").write_text("{"), "damaged"),
     ],
 )

@@ -1,19 +1,26 @@
-"""The sweeps: every printed command is valid and has its own folder; array.sh runs the line it is told to."""
+"""The sweeps and what brings them to SLURM: commands, flags, signals. test_slurm.py has a real SLURM."""
 
+import dataclasses
+import json
 import os
 import runpy
 import shlex
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import train
 import train_ICL
+from scripts import grid
 from training.configurator import configure, parse_list
+from training.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"language_modeling": 20, "icl_regression": 88}
+SUBMIT = {name: str(path) for name in COUNTS for path in (ROOT / "scripts" / name).glob("submit_*.sh")}
 
 
 def sweep(name, capsys, *argv):
@@ -52,27 +59,164 @@ def test_bad_input(capsys):
     assert end.value.code == 2
 
 
-def array(tmp_path, line):
-    """array.sh on a file of three commands, with a python that prints its arguments one a line."""
-    stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 7\n')
-    stub.chmod(0o755)
+def test_part_of_a_grid_and_settings_for_every_run(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = sweep("language_modeling", capsys, "--only=^(standard|gswa)_d256", "--extra=--max_iters=7 --device=cpu")
+    runs = [settings(line)[0] for line in lines]
+    assert [Path(cfg.out_dir).name for cfg in runs] == ["standard_d256_seed1337", "gswa_d256_seed1337"]
+    assert all((cfg.max_iters, cfg.device, cfg.d_model) == (7, "cpu", 256) for cfg in runs)
+
+
+def test_finished_runs_are_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(grid, "queued", lambda: {lines[2]})
+    argv = ["--only=^standard", f"--out_dir={tmp_path}"]
+    lines = sweep("language_modeling", capsys, *argv)
+    for line, status in zip(lines, ("finished", "stopped: SIGUSR1"), strict=False):
+        cfg = settings(line)[0]
+        Path(cfg.out_dir).mkdir()
+        (Path(cfg.out_dir) / "run.json").write_text(json.dumps(dict(status=status, settings=dataclasses.asdict(cfg))))
+    assert sweep("language_modeling", capsys, *argv, "--todo=True") == [lines[1], lines[3]]
+    longer = sweep("language_modeling", capsys, *argv, "--todo=True", "--extra=--max_iters=200000")
+    other = sweep("language_modeling", capsys, *argv, "--todo=True", "--extra=--dropout=0.1")
+    assert len(longer) == len(other) == 4
+    assert len(sweep("language_modeling", capsys, *argv, "--todo=True", "--extra=--max_iters=50000")) == 3
+
+
+def test_queued_runs(tmp_path, monkeypatch):
+    """Line K of the file named in the queue is a run that waits or runs; other people's scripts are none."""
+    (tmp_path / "my logs").mkdir()
+    runs = tmp_path / "my logs" / "runs.txt"
+    runs.write_text("python a.py\npython b.py\npython c.py\n")
+    rows = [f"3 /some where/submit_x.sh {runs}", f"1 /x/submit_x.sh {runs}", "7 /other/script.sh", "N/A wrap"]
+    programs(tmp_path, monkeypatch, squeue=f"cat <<'end'\n{chr(10).join(rows)}\nend")
+    assert grid.queued() == {"python a.py", "python c.py"}
+    programs(tmp_path, monkeypatch, squeue="echo no controller >&2; exit 1")
+    with pytest.raises(BadInput, match="no controller"):
+        grid.queued()
+
+
+def programs(folder, monkeypatch, **bodies):
+    """Shell scripts that stand for programs, first in the PATH."""
+    for name, body in bodies.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    if not os.environ["PATH"].startswith(f"{folder}:"):
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Programs of SLURM that write down what they are called with; the file they write into."""
+    calls = tmp_path / "calls"
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+        monkeypatch.delenv(name)
+    note = f'echo "$(basename "$0") $*" >> {calls}'
+    sbatch = f'{note}; env | grep ^SBATCH_ >> {calls}; echo "Submitted batch job 12"'
+    programs(tmp_path, monkeypatch, sbatch=sbatch, scontrol=note, squeue="true", sinfo='echo "$GPUS"')
+    programs(tmp_path, monkeypatch, python=f'exec {sys.executable} "$@"')
+    monkeypatch.setenv("LOG_DIR", str(tmp_path / "logs"))
+    return calls
+
+
+def submit(name, *argv):
+    done = subprocess.run(["bash", SUBMIT[name], *argv], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_dry_run_submits_nothing(cluster):
+    said = submit("icl_regression", "--dry-run", "--time=5", "--", "--only=^standard_n16")
+    assert "'--array=1-6'" in said
+    assert "'--time=5'" in said
+    assert len([line for line in said.splitlines() if line.startswith("python train_ICL.py")]) == 6
+    assert not cluster.exists()
+    assert not (cluster.parent / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "argv", "gres"),
+    [
+        ("gpu:a100:4", [], "gpu:1"),
+        ("(null)", [], None),
+        ("gpu:4", ["--gpus=2"], None),
+        ("gpu:4", ["--gres=none"], None),
+    ],
+)
+def test_submit(gpus, argv, gres, cluster, monkeypatch):
+    monkeypatch.setenv("GPUS", gpus)
+    monkeypatch.setenv("SBATCH_SIGNAL", "B:USR1@300")
+    programs(cluster.parent, monkeypatch, python="echo run 1; echo run 2")
+    said = submit("language_modeling", *argv)
+    folder = Path(said.split("commands and logs: ")[1].strip())
+    assert (folder / "runs.txt").read_text() == "run 1\nrun 2\n"
+    call, *variables = cluster.read_text().splitlines()
+    script = f"{SUBMIT['language_modeling']} {folder}/runs.txt"
+    assert call == " ".join(["sbatch --array=1-2", f"--chdir={ROOT}", *argv, script])
+    given = dict(SIGNAL="B:USR1@300", REQUEUE="1", OPEN_MODE="append", OUTPUT=f"{folder}/%a.out")
+    given |= dict(GRES=gres) if gres else {}
+    assert sorted(variables) == sorted(f"SBATCH_{name}={value}" for name, value in given.items())
+
+
+def test_nothing_is_submitted_where_nothing_is_left(cluster, monkeypatch):
+    programs(cluster.parent, monkeypatch, python="true")
+    assert submit("icl_regression") == "nothing to submit\n"
+    assert not cluster.exists()
+
+
+def test_bad_flags_submit_nothing(cluster):
+    done = subprocess.run(["bash", SUBMIT["icl_regression"], "--", "--sed=2"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "did you mean 'seed'" in done.stderr
+    assert not cluster.exists()
+
+
+def array(tmp_path, monkeypatch, line, python):
+    """array.sh on a file of three commands, started."""
+    programs(tmp_path, monkeypatch, python=python)
     (tmp_path / "runs.txt").write_text("python a.py\npython b.py '--ranks=4|2|2' --lr=1\npython c.py\n")
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    env.pop("SLURM_ARRAY_TASK_ID", None)
-    env |= {"SLURM_ARRAY_TASK_ID": line} if line else {}
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    if line:
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", line)
     script = ["bash", str(ROOT / "scripts/array.sh"), "runs.txt"]
-    return subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True)
+    return subprocess.Popen(script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_array_runs_its_line(tmp_path):
-    done = array(tmp_path, "2")
-    assert done.stdout.splitlines()[1:] == ["b.py", "--ranks=4|2|2", "--lr=1"]
-    assert done.returncode == 7  # the command's own status
+def test_array_runs_its_line(tmp_path, monkeypatch, cluster):
+    task = array(tmp_path, monkeypatch, "2", 'printf "%s\\n" "$@"; exit 7')
+    assert task.communicate(timeout=30)[0].splitlines()[1:] == ["b.py", "--ranks=4|2|2", "--lr=1"]
+    assert task.returncode == 7  # the command's own status
+    assert not cluster.exists()
 
 
 @pytest.mark.parametrize("line", ["4", None])
-def test_array_refuses_a_line_that_is_not_there(line, tmp_path):
-    done = array(tmp_path, line)
-    assert done.returncode
-    assert not done.stdout
+def test_array_refuses_a_line_that_is_not_there(line, tmp_path, monkeypatch, cluster):
+    task = array(tmp_path, monkeypatch, line, "echo started")
+    assert "started" not in task.communicate(timeout=30)[0]
+    assert task.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [False, True])
+def test_array_passes_signals_on_and_requeues(number, ending, tmp_path, monkeypatch, cluster):
+    """A run that stops at a signal goes back into the queue, by its own name, unless SLURM is ending it."""
+    programs(tmp_path, monkeypatch, squeue="" if ending else "echo 12_3")
+    name, status = number.name.removeprefix("SIG"), 128 + number
+    run = f"trap 'sleep 0.3; exit {status}' {name}; echo up; while :; do sleep 0.1; done"
+    task = array(tmp_path, monkeypatch, "3", run)
+    assert task.stdout.readline() == "python c.py\n"
+    assert task.stdout.readline() == "up\n"
+    task.send_signal(number)
+    task.communicate(timeout=30)
+    assert task.returncode == status
+    assert cluster.exists() is not ending
+    assert ending or cluster.read_text() == "scontrol requeue 12_3\n"
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 137])
+def test_array_does_not_requeue_what_was_not_asked_to_stop(status, tmp_path, monkeypatch, cluster):
+    programs(tmp_path, monkeypatch, squeue="echo 12_1")
+    task = array(tmp_path, monkeypatch, "1", f"exit {status}")
+    task.communicate(timeout=30)
+    assert task.returncode == status
+    assert not cluster.exists()

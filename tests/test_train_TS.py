@@ -1,5 +1,9 @@
-"""train_TS.py: which windows there are, what an evaluation averages, exact resumes, records, and that it learns."""
+"""train_TS.py: which windows there are, what an evaluation averages, exact resumes, records, and that it learns.
 
+forecasters.py too: each forecaster against its definition.
+"""
+
+import json
 import runpy
 import signal
 from pathlib import Path
@@ -7,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from runs import (
     STRUCTURES,
     TINY,
@@ -20,9 +25,11 @@ from runs import (
     waves,
     write_series,
 )
+from torch.utils.flop_counter import FlopCounterMode
 
 import train_TS
 from data.ett import COLUMNS, DTYPE, SPLITS, load_ett
+from forecasters import DLinear, InstanceNorm, PatchForecaster, number_of_patches, repeat_last, seasonal_naive
 from training.configurator import configure
 from training.errors import BadInput
 
@@ -31,7 +38,7 @@ TINY_TS = dict(TINY, look_back=16, horizon=5, batch_size=8, init_lr=3e-4, dropou
 ROWS = (90, 40, 30)
 COUNTED = ["step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"]
 PROGRESS = [*COUNTED, "train/mse", "lr", "grad_norm", "tokens_per_s", "mfu"]
-EVALUATION = [*COUNTED, "val/mse", "test/mse", "test/mae"]
+EVALUATION = [*COUNTED, "val/mse", "test/mse", "test/mae", "best/step", "best/test_mse", "best/test_mae"]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +93,7 @@ def test_every_window_and_no_other(look_back, horizon, build, data_dir):
     raw = np.concatenate([np.fromfile(data_dir / "ETTh1" / f"{s}.bin", DTYPE).reshape(-1, 7) for s in SPLITS])
     values = (raw - raw[: ROWS[0]].mean(0)) / raw[: ROWS[0]].std(0)
     for split, windows in plain_windows([0, *np.cumsum(ROWS)], look_back, horizon).items():
-        past, future = experiment.batch(experiment.windows[split])
+        past, future = experiment.data.batch(experiment.data.first[split])
         assert len(past) == len(future) == len(windows) > 0
         for got_past, got_future, (read, predicted) in zip(past, future, windows, strict=True):
             assert read.stop == predicted.start
@@ -96,10 +103,10 @@ def test_every_window_and_no_other(look_back, horizon, build, data_dir):
 
 def test_one_channel(build):
     every, one = build(), build(features="S")
-    for a, b in zip(every.batch([20, 33]), one.batch([20, 33]), strict=True):
+    for a, b in zip(every.data.batch([20, 33]), one.data.batch([20, 33]), strict=True):
         assert b.shape[-1] == 1
         assert torch.equal(a[..., COLUMNS.index("OT")], b[..., 0])
-    assert one.model(one.batch([20, 33])[0]).shape == (2, 5, 1)
+    assert one.model(one.data.batch([20, 33])[0]).shape == (2, 5, 1)
 
 
 def test_values_after_the_training_part_change_nothing_in_it(data_dir, tmp_path, build):
@@ -110,7 +117,7 @@ def test_values_after_the_training_part_change_nothing_in_it(data_dir, tmp_path,
     for step in range(30):
         rows = a.training_rows(step)
         assert np.array_equal(rows, b.training_rows(step))
-        for got, want in zip(a.batch(rows), b.batch(rows), strict=True):
+        for got, want in zip(a.data.batch(rows), b.data.batch(rows), strict=True):
             assert torch.equal(got, want)
 
 
@@ -122,19 +129,25 @@ def test_an_epoch_takes_every_training_window_once(batch_size, build):
     rows = np.concatenate([one.training_rows(step) for step in steps])
     assert np.array_equal(rows[-batch_size:], one.training_rows(steps[-1])), "a function of the step"
     epochs = rows[: len(rows) // 70 * 70].reshape(-1, 70)
-    assert all(sorted(epoch) == list(one.windows["train"]) for epoch in epochs)
-    assert len(one.windows["train"]) == 70
+    assert all(sorted(epoch) == list(one.data.first["train"]) for epoch in epochs)
+    assert len(one.data.first["train"]) == 70
     assert not np.array_equal(epochs[0], epochs[1]), "another order each epoch"
     assert not np.array_equal(one.training_rows(0), other.training_rows(0)), "and for each seed"
 
 
-def test_the_windows_of_etth1(tmp_path):
-    """The counts of the usual protocol: 8640 - L - H + 1 to train on and 2880 - H + 1 each to validate and test on."""
-    source = ROOT.parent / "shared" / "data" / "ETTh1.csv"
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """ETTh1 as the whole prepare script leaves it."""
+    source, folder = ROOT.parent / "shared" / "data" / "ETTh1.csv", tmp_path_factory.mktemp("prepared")
     if not source.exists():
         pytest.skip("shared/data/ETTh1.csv is not here")
-    runpy.run_path(str(ROOT / "data/ett/prepare.py"))["main"](["--input", str(source), "--out", str(tmp_path)])
-    _, borders, _ = load_ett(tmp_path / "ETTh1")
+    runpy.run_path(str(ROOT / "data/ett/prepare.py"))["main"](["--input", str(source), "--out", str(folder)])
+    return folder
+
+
+def test_the_windows_of_etth1(prepared):
+    """The counts of the usual protocol: 8640 - L - H + 1 to train on and 2880 - H + 1 each to validate and test on."""
+    borders = load_ett(prepared / "ETTh1").borders
     for horizon, counts in {96: (8449, 2785, 2785), 192: (8353, 2689, 2689), 336: (8209, 2545, 2545)}.items():
         windows = train_TS.first_targets(borders, 96, horizon)
         assert tuple(map(len, windows.values())) == counts
@@ -155,8 +168,8 @@ def test_an_evaluation_is_the_mean_over_every_window(features, build):
     with torch.no_grad():
         squared, absolute = {}, {}
         for split in ("val", "test"):
-            for row in experiment.windows[split]:
-                past, future = experiment.batch([row])
+            for row in experiment.data.first[split]:
+                past, future = experiment.data.batch([row])
                 error = (experiment.model(past) - future).double()
                 squared.setdefault(split, []).append(error.square().mean().item())
                 absolute.setdefault(split, []).append(error.abs().mean().item())
@@ -167,6 +180,8 @@ def test_an_evaluation_is_the_mean_over_every_window(features, build):
         "test/mae": np.mean(absolute["test"]),
     }
     for size, got in errors.items():
+        best = {"best/step": 0, "best/test_mse": got["test/mse"], "best/test_mae": got["test/mae"]}
+        assert {name: got.pop(name) for name in best} == best
         assert list(got) == list(by_hand)
         assert got == pytest.approx(by_hand, rel=1e-6), size
     assert by_hand["test/mse"] > by_hand["test/mae"] ** 2 > 0
@@ -175,7 +190,7 @@ def test_an_evaluation_is_the_mean_over_every_window(features, build):
 def test_the_model_sees_both_sides(build):
     """Not causal: a change of the last hour read moves the encoder's state of the first."""
     experiment = build()
-    past, _ = experiment.batch([20])
+    past, _ = experiment.data.batch([20])
     later = past.clone()
     later[:, -1] += 1
     with torch.no_grad():
@@ -186,9 +201,17 @@ def test_the_model_sees_both_sides(build):
 # --- runs ---
 
 
-@pytest.mark.parametrize("structure", ["low_rank", "multi_level_low_rank"])
-def test_three_steps_and_three_more_are_six(structure, argv, tmp_path, monkeypatch):
-    settings = dict(STRUCTURES[structure], token_mixing_struct=structure)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        dict(STRUCTURES["multi_level_low_rank"], token_mixing_struct="multi_level_low_rank", instance_norm=True),
+        dict(forecaster="patch", instance_norm=True, eval_interval=2, patience=3),
+        dict(forecaster="dlinear", lr_schedule="type1", eval_interval=1),
+    ],
+    ids=lambda s: s.get("token_mixing_struct") or s.get("forecaster", "encoder"),
+)
+def test_three_steps_and_three_more_are_six(settings, argv, tmp_path, monkeypatch):
     train_TS.main(argv(settings, out_dir=tmp_path / "six"))
     signal_at(monkeypatch, train_TS.Forecasting, 2, signal.SIGUSR1)
     assert stops(train_TS.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGUSR1
@@ -217,10 +240,16 @@ def test_the_lines_of_metrics(argv, tmp_path):
     assert (record(tmp_path / "run")["command"], record(tmp_path / "run")["status"]) == ("train_TS.py", "finished")
 
 
+@pytest.mark.parametrize("look_back", [16, 18])
+@pytest.mark.parametrize("forecaster", ["encoder", "patch"])
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_every_structure_trains(structure, argv, tmp_path):
-    """Every parameter takes part: output weights start at zero, so it takes three steps to reach all."""
-    command = argv(STRUCTURES[structure], token_mixing_struct=structure, dropout=0.0)
+def test_every_structure_trains(structure, forecaster, look_back, argv, tmp_path):
+    """Every parameter takes part: output weights start at zero, so it takes three steps to reach all.
+
+    16 or 18 tokens for the encoder, 8 or 9 patches: what MLR's three levels halve, and what they do not.
+    """
+    command = argv(STRUCTURES[structure], token_mixing_struct=structure, dropout=0.0, forecaster=forecaster)
+    command += flags(look_back=look_back if forecaster == "encoder" else 4 * look_back, max_iters=3)
     before = train_TS.Forecasting(configure(train_TS.Settings, command)).model.state_dict()
     train_TS.main(command)
     for name, tensor in checkpoint(tmp_path / "run")["model"].items():
@@ -234,6 +263,215 @@ def test_the_defaults_fit_every_structure():
         cfg = train_TS.Settings(token_mixing_struct=structure)
         scoring = cfg.model_config(block_size=cfg.look_back, causal=False).scoring
         assert (scoring.block_size, scoring.d_model, scoring.n_head, scoring.d_head) == (96, 512, 8, 64)
+
+
+@pytest.mark.parametrize(
+    ("length", "ranks", "blocks"),
+    [
+        (96, "32|16|8|8", (96, 48, 24, 12)),
+        (42, "32|16|8|8", (42, 24, 12, 6)),
+        (97, "32|32", (97, 49)),
+        (3, "32|16|8|8", (3, 3, 2, 1)),
+        (41, "64", (41,)),
+    ],
+)
+def test_default_blocks_of_any_length(length, ranks, blocks):
+    cfg = train_TS.Settings(token_mixing_struct="multi_level_low_rank", mlr_rank_list=ranks)
+    scoring = cfg.trunk(length).scoring
+    assert (scoring.block_size, scoring.block_sizes) == (length, blocks)
+
+
+def test_blocks_that_are_given_are_kept():
+    cfg = train_TS.Settings(token_mixing_struct="multi_level_low_rank", mlr_rank_list="32|32")
+    cfg.mlr_block_size_list = "40|7"
+    assert cfg.trunk(42).scoring.block_sizes == (40, 7)
+
+
+def test_a_run_ends_when_its_patience_does(argv, tmp_path, monkeypatch):
+    """val/mse by evaluation 3, 2, 5, 2, 2.5: the lowest is the second, and three in a row are no lower."""
+    scripted = iter([3.0, 2.0, 5.0, 2.0, 2.5, 1.0])
+
+    def evaluate(self, forecast, world):
+        value = next(scripted)
+        return {"val/mse": value, "test/mse": 10 * value, "test/mae": value}
+
+    monkeypatch.setattr(train_TS.Windows, "evaluate", evaluate)
+    settings = dict(eval_interval=2, max_iters=100, patience=3)
+    train_TS.main(argv(settings))
+    lines = [m for m in metrics(tmp_path / "run") if "val/mse" in m]
+    assert [m["step"] for m in lines] == [0, 2, 4, 6, 8]
+    assert [m["best/step"] for m in lines] == [0, 2, 2, 2, 2]
+    assert (lines[-1]["best/test_mse"], lines[-1]["best/test_mae"]) == (20, 2)
+    assert record(tmp_path / "run")["status"] == "finished"
+    saved = checkpoint(tmp_path / "run")
+    assert (saved["step"], saved["waited"]) == (8, 3)
+    assert any(not torch.equal(saved["best_model"][name], value) for name, value in saved["model"].items())
+
+    train_TS.main(argv(settings, init_from="resume"))  # there is nothing left to do
+    assert checkpoint(tmp_path / "run")["step"] == 8
+    train_TS.main(argv(settings, init_from="resume", patience=0, max_iters=10))
+    assert metrics(tmp_path / "run")[-1]["best/step"] == 10
+
+
+def test_patience_is_kept_through_a_stop(argv, tmp_path, monkeypatch):
+    settings = dict(eval_interval=1, max_iters=40, patience=4, forecaster="dlinear", init_lr=0.1)
+    train_TS.main(argv(settings, out_dir=tmp_path / "whole"))
+    end = checkpoint(tmp_path / "whole")["step"]
+    assert 4 < end < 40
+    signal_at(monkeypatch, train_TS.Forecasting, end - 1, signal.SIGUSR1)
+    assert stops(train_TS.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGUSR1
+    train_TS.main(argv(settings, out_dir=tmp_path / "parts", init_from="resume"))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_the_best_model_is_that_of_the_best_evaluation(argv, tmp_path):
+    """Loaded again, it has the test errors of the record."""
+    train_TS.main(argv(forecaster="dlinear", eval_interval=1, init_lr=0.1, max_iters=10))
+    saved, line = checkpoint(tmp_path / "run"), metrics(tmp_path / "run")[-1]
+    assert 0 < line["best/step"] < 10
+    experiment = train_TS.Forecasting(configure(train_TS.Settings, argv(forecaster="dlinear", overwrite=True)))
+    experiment.model.load_state_dict(saved["best_model"])
+    with torch.no_grad():
+        again = experiment.evaluate()
+    assert (again["test/mse"], again["test/mae"]) == (line["best/test_mse"], line["best/test_mae"])
+    lines = [m for m in metrics(tmp_path / "run") if "val/mse" in m]
+    assert min(lines, key=lambda m: m["val/mse"])["step"] == line["best/step"]
+
+
+def test_the_rates_of_the_published_schedules(build):
+    """70 training windows in batches of 35: two steps an epoch."""
+    rates = {
+        "constant": [1.0] * 6,
+        "type1": [1.0, 1.0, 0.5, 0.25, 0.125, 0.0625],
+        "type3": [1.0, 1.0, 1.0, 1.0, 0.9, 0.81],
+    }
+    for schedule, want in rates.items():
+        experiment = build(lr_schedule=schedule, batch_size=35, warmup_iters=0)
+        assert [experiment.lr_factor(step) for step in range(12)] == pytest.approx(np.repeat(want, 2))
+
+
+# --- forecasters ---
+
+
+def test_dlinear_is_its_definition():
+    """Trend: the mean of 25 steps around, the ends repeated 12 times; one map of it, one of what is left."""
+    torch.manual_seed(0)
+    model, past = DLinear(3, look_back=40, horizon=6), torch.randn(4, 40, 3)
+    want = torch.zeros(4, 6, 3)
+    for b in range(4):
+        for c in range(3):
+            x = past[b, :, c]
+            padded = torch.cat([x[:1].expand(12), x, x[-1:].expand(12)])
+            trend = torch.stack([padded[i : i + 25].mean() for i in range(40)])
+            want[b, :, c] = model.trend.weight @ trend + model.trend.bias
+            want[b, :, c] += model.rest.weight @ (x - trend) + model.rest.bias
+    assert torch.allclose(model(past), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("look_back", "patches"), [(336, 42), (96, 12), (17, 2), (16, 2), (15, 1), (8, 1)])
+def test_patches(look_back, patches, build):
+    """Sixteen steps every eight, the last step repeated eight times at the end; the published model has 42 of 336."""
+    assert number_of_patches(look_back) == patches
+    model = PatchForecaster(train_TS.Settings(d_model=8, n_head=1).trunk(patches), 2, look_back, 5)
+    seen = []
+    model.read_in.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    past = torch.randn(3, look_back, 2)
+    assert model(past).shape == (3, 5, 2)
+    padded = torch.cat([past, past[:, -1:].expand(-1, 8, -1)], 1)
+    tokens = seen[0].view(3, 2, patches, 16)
+    for i in range(patches):
+        assert torch.equal(tokens[:, :, i], padded[:, 8 * i : 8 * i + 16].mT)
+    assert 8 * patches + 8 >= look_back, "every step is in a patch"
+
+
+def test_channels_of_the_patch_forecaster_are_independent(build):
+    experiment = build(forecaster="patch", look_back=32, instance_norm=True)
+    past, _ = experiment.data.batch([40, 50])
+    other = past.clone()
+    other[..., 2] += torch.randn(32)
+    with torch.no_grad():
+        a, b = experiment.model(past), experiment.model(other)
+    same = torch.isclose(a, b, atol=1e-6).all((0, 1))
+    assert same.tolist() == [c != 2 for c in range(7)]
+
+
+def test_instance_norm_follows_level_and_size():
+    """A window a x + b, a and b by channel, has a times the forecast of x, plus b; nothing divides by 0."""
+    torch.manual_seed(0)
+    model = InstanceNorm(DLinear(3, look_back=40, horizon=6), eps=0.0)
+    past, a, b = torch.randn(4, 40, 3), torch.rand(4, 1, 3) + 0.5, torch.randn(4, 1, 3)
+    assert torch.allclose(model(a * past + b), a * model(past) + b, atol=1e-4)
+    constant = InstanceNorm(DLinear(3, look_back=40, horizon=6))(torch.full((4, 40, 3), 7.0))
+    assert constant.isfinite().all()
+    assert torch.allclose(constant, torch.tensor(7.0), atol=0.05)
+
+
+def test_instance_norm_is_undone_by_the_training_target(build):
+    """The wrapped encoder counts and names as before, and predicts the mean of its window where its output is zero."""
+    experiment = build(instance_norm=True)
+    plain = build()
+    assert experiment.model.num_params() == plain.model.num_params()
+    assert experiment.cost(16) == plain.cost(16)
+    for p in experiment.model.forecaster.read_out.parameters():
+        p.data.zero_()
+    past, _ = experiment.data.batch([20, 33])
+    assert torch.allclose(experiment.model(past), past.mean(1, keepdim=True).expand(-1, 5, -1), atol=1e-5)
+
+
+def test_the_rules():
+    past = torch.arange(60.0).view(1, 30, 2)
+    assert torch.equal(repeat_last(past, 3), past[:, [29, 29, 29]])
+    assert torch.equal(seasonal_naive(past, 7, 3), past[:, [27, 28, 29, 27, 28, 29, 27]])
+    assert torch.equal(seasonal_naive(past, 2, 30), past[:, :2])
+
+
+@pytest.mark.parametrize(("minutes", "season"), [(60, 24), (15, 96)])
+def test_a_rule_leaves_a_record(minutes, season, argv, tmp_path):
+    """One line with the errors of all three parts, those of a loop over single windows."""
+    write_series(tmp_path / "data" / "ETTh1", waves(sum((190, 140, 130))), (190, 140, 130))
+    meta = json.loads((tmp_path / "data/ETTh1/meta.json").read_text())
+    (tmp_path / "data/ETTh1/meta.json").write_text(json.dumps(dict(meta, minutes=minutes)))
+    train_TS.main(argv(data_dir=tmp_path / "data", forecaster="seasonal_naive", look_back=100, horizon=30))
+    (line,) = metrics(tmp_path / "run")
+    assert record(tmp_path / "run")["status"] == "finished"
+    values = load_ett(tmp_path / "data/ETTh1").values
+    errors = [
+        values[t : t + 30] - values[[t - season + h % season for h in range(30)]] for t in range(330, 460 - 30 + 1)
+    ]
+    assert line["test/mse"] == pytest.approx(np.square(errors).mean(), rel=1e-5)
+    assert line["test/mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
+    assert (line["step"], line["compute"]) == (0, 0)
+    assert min(line["train/mse"], line["val/mse"]) > 0
+
+
+@pytest.mark.parametrize("forecaster", ["patch", "dlinear"])
+def test_flops_against_pytorchs_counter(forecaster):
+    cfg = train_TS.Settings(forecaster=forecaster, look_back=40, horizon=6, d_model=64, n_head=2, instance_norm=True)
+    with torch.device("meta"):
+        model, past = cfg.build(channels=3), torch.zeros(2, 40, 3)
+    with FlopCounterMode(display=False) as counter:
+        model(past)
+    assert counter.get_total_flops() == 2 * 2 * model.compute(40).macs
+
+
+def test_the_published_repeat_of_etth1(prepared):
+    """DLinear's paper, table of Repeat: MSE and MAE 1.295 / 0.713 at 96 and 1.325 / 0.733 at 192, whatever is read."""
+    for horizon, want in {96: (1.295, 0.713), 192: (1.325, 0.733)}.items():
+        data = train_TS.Windows(train_TS.Settings(data_dir=str(prepared), look_back=336, horizon=horizon))
+        assert data.errors(lambda past, h=horizon: repeat_last(past, h), "test") == pytest.approx(want, rel=1e-3)
+
+
+def test_least_squares_on_etth1_is_near_the_published_dlinear(prepared):
+    """One linear map of 336 hours, shared by the channels, is all that DLinear can be: 0.375 / 0.399 at 96 hours."""
+    data = train_TS.Windows(train_TS.Settings(data_dir=str(prepared), look_back=336, horizon=96))
+    x, y = (part.mT.flatten(0, 1).double() for part in data.batch(data.first["train"]))
+    x = F.pad(x, (0, 1), value=1.0)
+    weight = torch.linalg.solve(x.T @ x, x.T @ y)
+
+    def forecast(past):
+        return (F.pad(past.mT.double(), (0, 1), value=1.0) @ weight).mT
+
+    assert data.errors(forecast, "test") == pytest.approx((0.375, 0.399), rel=0.03)
 
 
 def test_it_learns_a_periodic_series(argv, tmp_path):
@@ -263,7 +501,12 @@ def test_it_learns_a_periodic_series(argv, tmp_path):
         (dict(look_back=86), "the train part has 90 rows, too few for look_back 86 and horizon 5"),
         (dict(horizon=31), "the test part has 30 rows, too few for horizon 31"),
         (dict(horizon=41), "the val part has 40 rows, too few for horizon 41"),
-        (dict(look_back=18, token_mixing_struct="multi_level_low_rank"), "must be a multiple of 4, not 18"),
+        (dict(forecaster="arima"), "'arima', there are encoder, patch, dlinear, repeat_last, seasonal_naive"),
+        (dict(lr_schedule="type2"), "lr_schedule is 'type2', there are constant, type1, type3"),
+        (dict(patience=-1), "patience is -1, it must be at least 0"),
+        (dict(forecaster="patch", look_back=7), "look_back is 7, it must be at least 8 for patches of 16"),
+        (dict(forecaster="seasonal_naive"), "seasonal_naive repeats the last 24 steps, a day; look_back is 16"),
+        (dict(forecaster="repeat_last", horizon=31), "the test part has 30 rows, too few for horizon 31"),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 import contextlib
 import platform
 
+import numpy as np
 import torch
 
 from training.errors import BadInput
@@ -37,6 +38,18 @@ def autocast(device, dtype):
     if dtype not in DTYPES:
         raise BadInput(f"no dtype '{dtype}', there are {', '.join(DTYPES)}")
     return contextlib.nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+
+
+def seed_dropout(device, *numbers):
+    """Make what dropout draws next on this device a function of `numbers`, non-negative integers."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def allow_tf32(on):

@@ -1,7 +1,8 @@
 """The training loop, once: steps, progress lines, evaluations, checkpoints, clean stops, exact resumes.
 
 A script subclasses `Experiment` and says what a loss and an evaluation are. A step's learning rate and data are
-functions of its number; everything else that a resume needs is in the checkpoint.
+functions of its number, and so is dropout; everything else that a resume needs is in the checkpoint. With several
+processes (training/distributed.py) all of them run this loop, each on its share of the batch; the first one writes.
 """
 
 import functools
@@ -14,9 +15,12 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from training import devices
-from training.errors import BadInput
+from training.distributed import World
+from training.errors import BadInput, fail
 from training.mup import adamw, initialise
-from training.run import Clock, Run, load_weights
+from training.run import Clock, Follower, Run, load_weights
+
+NEVER = torch.iinfo(torch.long).max  # the step at which nothing went wrong
 
 
 class NonFinite(RuntimeError):
@@ -26,25 +30,27 @@ class NonFinite(RuntimeError):
 class Experiment:
     """A model in training. Subclasses define
 
-    loss(step, micro)   dict of scalar tensors for one micro-batch; the first is what is minimised
-    evaluate()          dict of metrics
+    loss(step, micro)   dict of scalar tensors for the rows self.share.rows of a micro-batch; the first is minimised
+    evaluate()          dict of metrics, the same in every process
     lr_factor(step)     share of the peak learning rate
     step_cost(step)     Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
     summary(means)      metrics of a progress line from the means of the losses since the last one
     headline(metrics)   the evaluation's words in the progress output, and the number that "best" compares
 
-    cfg has max_iters, eval_interval and the fields of RunSettings.
+    cfg has max_iters, eval_interval, batch_size, perhaps gradient_accumulation_steps, and the fields of RunSettings.
     """
-
-    micro_batches = 1
 
     def __init__(self, cfg, command, build_model, peak_lr):
         self.cfg, self.peak_lr = cfg, peak_lr
-        self.device = devices.pick_device(cfg.device)
+        self.world = World.from_environment()
+        self.micro_batches = getattr(cfg, "gradient_accumulation_steps", 1)
+        self.share = self.world.share(self.micro_batches, cfg.batch_size)
+        self.device = self.world.device(cfg.device)
         self.context = functools.partial(devices.autocast, self.device, cfg.dtype)
         self.context()  # an unknown dtype is refused before anything is written
         devices.allow_tf32(cfg.tf32)
-        self.run = Run(cfg, command)
+        self.run = (Follower if self.world.rank else Run)(cfg, command)
+        self.world.join(self.device, cfg.backend)
         torch.manual_seed(cfg.seed)
         self.model = build_model().to(self.device)
         initialise(self.model)
@@ -53,18 +59,16 @@ class Experiment:
             self.model, peak_lr, weight_decay=cfg.weight_decay, betas=betas, device_type=self.device.type
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.dtype == "float16")
-        self.network = torch.compile(self.model) if cfg.compile else self.model
+        self.network = self.world.wrap(torch.compile(self.model) if cfg.compile else self.model, self.device)
         self.cost = functools.cache(self.model.compute)  # of a sequence of T tokens: counted once, asked every step
         self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(self.device)
-        self.meter = LossMeter()
+        self.meter = LossMeter(self.world)
         if self.run.saved:
             self._restore(self.run.saved)
+        self.world.require_one_step(self.step)
 
     def state(self):
-        """What a checkpoint holds, in plain types and tensors. Subclasses may add to it."""
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        """What a checkpoint holds, plain types and tensors, for any number of processes. Subclasses may add to it."""
         return dict(
             step=self.step,
             model=self.model.state_dict(),
@@ -74,7 +78,6 @@ class Experiment:
             counters=dict(self.counters),
             seconds=self.clock.read(),
             meter=self.meter.state(),
-            rng=rng,
         )
 
     def _restore(self, saved):
@@ -87,20 +90,20 @@ class Experiment:
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
         self.clock.seconds = saved["seconds"]
-        self.meter = LossMeter.restored(saved["meter"], self.device)
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in saved["rng"]:
-            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        self.meter.restore(saved["meter"], self.device)
         print(f"resuming {self.run.folder} at step {self.step}", flush=True)
 
     def fit(self):
         """Train to max_iters. Ends the process with status 1 at a loss that is not finite, 128 + n at signal n."""
         total, non_embedding = self.model.num_params()
         tokens = self.step_cost(self.step)["tokens"]
-        self.run.start(device=self.device, parameters=(total, non_embedding), per_token=self.per_token())
+        per_token, processes = self.per_token(), self.world.size
+        self.run.start(
+            device=self.device, processes=processes, parameters=(total, non_embedding), per_token=per_token
+        )
         print(
             f"{total:,} parameters ({non_embedding:,} without embeddings), {tokens:,} tokens a step, "
-            f"{devices.device_name(self.device)}"
+            + (f"{processes} times " if processes > 1 else "") + devices.device_name(self.device)
         )
         if self.cfg.compile:
             print("compiling the model: the first steps take a minute or so", flush=True)
@@ -117,15 +120,15 @@ class Experiment:
         self._exit(status)
 
     def _exit(self, status):
-        checkpoint = self.run.folder / "ckpt.pt"
-        if status.startswith("failed"):
-            good = f"{checkpoint} is the last good checkpoint"
-            kept = good if checkpoint.exists() else "no checkpoint was written before"
-            print(f"error: {status.removeprefix('failed: ')}; {kept}", file=sys.stderr)
-            sys.exit(1)
-        if status.startswith("stopped"):
+        """The end that all processes have come to."""
+        end, _, why = status.partition(": ")
+        if end == "stopped":
             print(f"{status} at step {self.step}; go on with --init_from=resume", flush=True)
-            sys.exit(128 + Signals[self.run.stop_requested])
+        self.world.leave()
+        if end == "failed":
+            fail(f"{why}; {self.run.last_good()}", 1)
+        if end == "stopped":
+            sys.exit(128 + Signals[why])
 
     def _loop(self):
         cfg, first = self.cfg, self.step
@@ -138,9 +141,9 @@ class Experiment:
                 self._evaluate()
             if last:
                 return "finished"
-            if self.run.stop_requested:
+            if stop := self.world.signal(self.run.stop_requested):
                 self._save()
-                return f"stopped: {self.run.stop_requested}"
+                return f"stopped: {stop}"
             self._train_step()
             if self.step % cfg.log_interval == 0 or self.step == cfg.max_iters:
                 self._progress()
@@ -149,12 +152,15 @@ class Experiment:
         factor = self.lr_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        for micro in range(self.micro_batches):
-            with self.context():
-                losses = self.loss(self.step, micro)
-            objective = next(iter(losses.values())) / self.micro_batches
-            self.scaler.scale(objective).backward()
-            self.meter.add(losses, self.step)
+        mine = self.share.micro_batches
+        for micro in mine:
+            devices.seed_dropout(self.device, self.cfg.seed, self.step, micro, self.share.rows.start)
+            with self.world.accumulating(self.network, last=micro == mine[-1]):
+                with self.context():
+                    losses = self.loss(self.step, micro)
+                objective = next(iter(losses.values())) / len(mine)
+                self.scaler.scale(objective).backward()
+            self.meter.add(losses, self.step, 1 / len(mine))
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
         if not self.scaler.is_enabled():  # which skips a step whose gradient overflows
@@ -172,7 +178,7 @@ class Experiment:
         elapsed = now["seconds"] - seconds
         rate = (now["tokens"] - tokens) / elapsed
         peak = devices.peak_flops(self.device, cfg.dtype, cfg.tf32)
-        mfu = 6 * self.per_token().macs * rate / peak if peak else None
+        mfu = 6 * self.per_token().macs * rate / (peak * self.world.size) if peak else None
         metrics = dict(
             self.summary(means),
             lr=self.peak_lr * self.lr_factor(self.step - 1),
@@ -220,49 +226,47 @@ class Experiment:
 class LossMeter:
     """Mean losses between two progress lines, and the first step at which something was not finite, kept on the device.
 
-    Adding does not wait for the device; `read` and `check` do. Both raise NonFinite with the step.
+    Adding waits for nothing. `read`, `check` and `state` wait for the device and speak for all processes, which call
+    them together; the first two raise NonFinite, in all of them, with the step.
     """
 
-    def __init__(self):
+    def __init__(self, world):
+        self.world = world
         self.totals, self.count, self.first_bad = {}, 0, {}
 
-    def add(self, losses, step):
+    def add(self, losses, step, weight):
+        """Losses of a micro-batch, `weight` of what this process computes of the step."""
         for i, (name, value) in enumerate(losses.items()):
             value = value.detach().float()
-            self.totals[name] = self.totals[name] + value if name in self.totals else value.clone()
+            self.totals[name] = self.totals.get(name, 0) + value * weight
             if i == 0:
                 self.watch(value, step, "loss")
-        self.count += 1
+        self.count += weight
 
     def watch(self, value, step, what):
         """Note the first step at which `value` is not finite."""
-        if what not in self.first_bad:
-            self.first_bad[what] = torch.full((), -1, dtype=torch.long, device=value.device)
-        bad = ~torch.isfinite(value) & (self.first_bad[what] < 0)
-        self.first_bad[what] = torch.where(bad, step, self.first_bad[what])
+        first = torch.where(torch.isfinite(value), NEVER, step)
+        self.first_bad[what] = torch.minimum(self.first_bad.get(what, first), first)
 
     def check(self):
-        bad = [(int(step), what) for what, step in self.first_bad.items() if step >= 0]
-        if bad:
-            step, what = min(bad, key=lambda item: item[0])
+        bad = [(int(self.world.least(step)), what) for what, step in self.first_bad.items()]
+        step, what = min(bad, key=lambda item: item[0], default=(NEVER, None))
+        if step < NEVER:
             raise NonFinite(f"the {what} is not finite at step {step}")
 
     def read(self):
         """The means since the last reading."""
         self.check()
-        means = {name: total.item() / self.count for name, total in self.totals.items()}
+        means = {name: total.item() / self.count for name, total in self.state()["totals"].items()}
         self.totals, self.count = {}, 0
         return means
 
     def state(self):
-        return dict(totals=self.totals, count=self.count)
+        return dict(totals={name: self.world.mean(total) for name, total in self.totals.items()}, count=self.count)
 
-    @classmethod
-    def restored(cls, state, device):
-        meter = cls()
-        meter.totals = {name: total.to(device) for name, total in state["totals"].items()}
-        meter.count = state["count"]
-        return meter
+    def restore(self, state, device):
+        self.totals = {name: total.to(device) for name, total in state["totals"].items()}
+        self.count = state["count"]
 
 
 def format_time(seconds):

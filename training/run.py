@@ -17,7 +17,7 @@ import torch
 
 from training.configurator import differences
 from training.devices import device_name, synchronise
-from training.errors import BadInput
+from training.errors import BadInput, WriteError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,10 +64,11 @@ class Run:
             there = f"with {name} = {saved[name]!r}" if name in saved else f"without {name}"
             raise BadInput(f"{path} was made {there}, this run has {name} = {getattr(self.settings, name)!r}")
 
-    def start(self, *, device, parameters, per_token):
+    def start(self, *, device, parameters, per_token, processes=1):
         """Write run.json, repair metrics.jsonl after a kill, begin to listen for stop signals.
 
-        parameters: (total, non-embedding). per_token: multiply-adds, a `model.Compute` divided by T.
+        parameters: (total, non-embedding). per_token: multiply-adds, a `model.Compute` divided by T. processes:
+        how many train together.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +89,7 @@ class Run:
             **_git_state(),
             versions=_versions(),
             device=device_name(device),
+            processes=processes,
             started=earlier.get("started", _now()),
             resumed=[*earlier.get("resumed", []), *([{"step": step, "at": _now()}] if self.saved else [])],
             finished=None,
@@ -97,34 +99,56 @@ class Run:
             flops_per_token=6 * per_token.macs,
         )
         self._write_record()
+        self._listen(patient=processes > 1)
+
+    def _listen(self, patient):
+        """Take the stop signals. Not patient: the second Ctrl-C does not wait; torchrun sends two for one."""
+        self.patient = patient
         for s in STOP_SIGNALS:
             signal.signal(s, self._on_signal)
 
+    def _stop_listening(self):
+        for s in STOP_SIGNALS:
+            signal.signal(s, signal.SIG_DFL if s != signal.SIGINT else signal.default_int_handler)
+
     def _on_signal(self, number, frame):
-        if self.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        if self.stop_requested and number == signal.SIGINT and not self.patient:
+            raise KeyboardInterrupt
         self.stop_requested = signal.Signals(number).name
+        self._announce()
+
+    def _announce(self):
         os.write(2, f"{self.stop_requested}: will save and stop after this step\n".encode())  # print may be interrupted
 
     def log(self, **metrics):
         """Add one line to metrics.jsonl (and to W&B), keys as in DESIGN 9."""
-        with open(self.folder / "metrics.jsonl", "a") as f:
+        with self._writing("metrics.jsonl") as path, open(path, "a") as f:
             f.write(json.dumps(metrics) + "\n")
         if self.wandb:
             self.wandb.log(metrics, step=metrics["step"])
 
     def save(self, state):
         """Write the checkpoint; `state` holds step and whatever a resume needs, in plain types and tensors."""
-        save_atomic(dict(state, settings=dataclasses.asdict(self.settings)), self.folder / "ckpt.pt")
+        with self._writing("ckpt.pt") as path:
+            save_atomic(dict(state, settings=dataclasses.asdict(self.settings)), path)
+
+    def last_good(self):
+        """What a run that ends badly says of its checkpoint."""
+        path = self.folder / "ckpt.pt"
+        return f"{path} is the last good checkpoint" if path.exists() else "no checkpoint was written before"
 
     def finish(self, status):
         """Close the record: "finished", "stopped: why" or "failed: why"."""
         self.record.update(status=status, finished=_now())
-        self._write_record()
-        for s in STOP_SIGNALS:
-            signal.signal(s, signal.SIG_DFL if s != signal.SIGINT else signal.default_int_handler)
-        if self.wandb:
-            self.wandb.finish()
+        try:
+            self._write_record()
+        except WriteError:
+            if not status.startswith("failed"):  # else that failure is what to tell
+                raise
+        finally:
+            self._stop_listening()
+            if self.wandb:
+                self.wandb.finish()
 
     def _read_record(self):
         try:
@@ -133,18 +157,24 @@ class Run:
             return {}
 
     def _write_record(self):
-        path = self.folder / "run.json"
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(self.record, indent=1) + "\n")
-        os.replace(temporary, path)
+        with self._writing("run.json") as path, replacing(path) as f:
+            f.write((json.dumps(self.record, indent=1) + "\n").encode())
+
+    @contextlib.contextmanager
+    def _writing(self, name):
+        """The path of a file of the run; where the system refuses to write it, a WriteError that says what is kept."""
+        path = self.folder / name
+        try:
+            yield path
+        except OSError as error:
+            raise WriteError(f"{path} cannot be written: {error.strerror}; {self.last_good()}") from error
 
     def _forget_metrics_after(self, step):
         """Drop what a killed run logged beyond its checkpoint, a half-written last line included."""
         path = self.folder / "metrics.jsonl"
         kept = [json.dumps(m) for m in read_metrics(path) if m["step"] <= step] if path.exists() else []
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        with self._writing("metrics.jsonl") as path, replacing(path) as f:
+            f.write("".join(line + "\n" for line in kept).encode())
 
     @property
     def _wants_wandb(self):
@@ -163,6 +193,25 @@ class Run:
             config=dataclasses.asdict(cfg),
             dir=str(self.folder),
         )
+
+
+class Follower(Run):
+    """The run as all processes but the first see it: they read the checkpoint, hear signals, and write nothing."""
+
+    def start(self, **about):
+        self._listen(patient=True)
+
+    def _announce(self):
+        pass
+
+    def log(self, **metrics):
+        pass
+
+    def save(self, state):
+        pass
+
+    def finish(self, status):
+        self._stop_listening()
 
 
 class Clock:
@@ -191,18 +240,30 @@ class Clock:
         self.resume()
 
 
-def save_atomic(state, path):
-    """Write next to `path`, flush to disk, rename: a killed job leaves the old checkpoint or the new, never half."""
+@contextlib.contextmanager
+def replacing(path):
+    """A file to write next to `path`, flushed to disk and renamed: a kill leaves the old one or the new, never half."""
     temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as f:
-            torch.save(state, f)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_atomic(state, path):
+    """Save, or leave the old file as it was. Raises OSError where the system refuses to write."""
+    with replacing(path) as f:
+        try:
+            torch.save(state, f)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # why a write failed, which torch's own error does not say
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path, map_location="cpu"):

@@ -110,6 +110,7 @@ class RunSettings:
     overwrite: bool = setting(False, "let a run from scratch replace the run that out_dir holds", free=True)
     seed: int = setting(1337, "seed of initialisation, data order and dropout")
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the GPU if there is one", free=True)
+    backend: str = setting("auto", "between processes: gloo, nccl, or auto: nccl on GPUs, else gloo", free=True)
     dtype: str = setting("float32", "precision of the forward pass: float32, bfloat16 or float16")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     compile: bool = setting(False, "torch.compile the model", free=True)

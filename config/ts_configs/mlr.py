@@ -1,5 +1,5 @@
 # MLR attention in forecasting: on top of etth1.py or tiny.py. The default ranks, 32|16|8|8, are for heads of width 64;
-# their blocks are 96, 48, 24 and 12 hours long. Another look_back must be a multiple of 8.
+# their blocks are 96, 48, 24 and 12 hours long. Any look_back will do: one of 100 has the blocks of 104, cut at 100.
 #   python train_TS.py config/ts_configs/etth1.py config/ts_configs/mlr.py
 
 out_dir = "out/ts_mlr"

@@ -23,13 +23,17 @@ SERIES = {  # name: (minutes between rows, rows)
     "ETTm1": (15, 69680),
     "ETTm2": (15, 69680),
 }
+SHA256 = {  # of the published files, where known
+    "ETTh1": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+    "ETTh2": "a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b",
+}
 MONTHS = {"train": 12, "val": 4, "test": 4}  # Informer's split, months of 30 days; what follows is not used
 
 
 def read_series(text, where, minutes, rows):
     """(first timestamp, (rows, columns) values) of a CSV; BadInput names the line that is not as it must be."""
     lines = csv.reader(text.splitlines())
-    header = next(lines)
+    header = next(lines, [])
     if header != ["date", *COLUMNS]:
         raise BadInput(f"{where}: the header is {','.join(header)}; it must be date,{','.join(COLUMNS)}")
     start, values = None, []
@@ -65,14 +69,34 @@ def read_value(field, column, where):
     return value
 
 
-def write_series(folder, name, content, where):
+def check_published(name, text, where):
+    """BadInput where the text, lines ending in "\n", is known not to be the published file's."""
+    found = hashlib.sha256(text.encode()).hexdigest()
+    if SHA256.get(name, found) != found:
+        problem = f"the values are not those of the published {name} (sha256 {found[:12]}.., not {SHA256[name][:12]}..)"
+        raise BadInput(f"{where}: {problem}; --changed takes them as they are")
+
+
+def check_varies(train, where):
+    """BadInput for a channel that has no deviation to be standardised by. train: (rows, columns)."""
+    for column, values in zip(COLUMNS, train.T, strict=True):
+        if values.min() == values.max():
+            constant = f"{column} is {values[0]:g} in all {len(values):,} training rows"
+            raise BadInput(f"{where}: {constant}; a constant cannot be standardised")
+
+
+def write_series(folder, name, content, where, changed=False):
     """Check the CSV, then write train.bin, val.bin, test.bin (raw values) and, last, meta.json."""
     minutes, rows = SERIES[name]
-    start, values = read_series(decode_utf8(content, where), where, minutes, rows)
+    text = decode_utf8(content, where)
+    start, values = read_series(text, where, minutes, rows)
     month = 30 * 24 * 60 // minutes
     counts = {split: MONTHS[split] * month for split in SPLITS}
     borders = [0, *(int(row) for row in np.cumsum(list(counts.values())))]
     train = values[: counts["train"]]
+    check_varies(train, where)
+    if not changed:
+        check_published(name, text, where)
     meta = {"name": name, "columns": COLUMNS, "dtype": "float32", "rows": counts, "borders": borders}
     meta |= {"start": str(start), "minutes": minutes, "mean": train.mean(0).tolist(), "std": train.std(0).tolist()}
 
@@ -95,6 +119,7 @@ def main(argv=None):
     parser.add_argument("--names", nargs="+", choices=SERIES, default=["ETTh1", "ETTh2"], help="series to download")
     parser.add_argument("--input", metavar="PATH", nargs="+", help="local files instead, called ETTh1.csv and so on")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path(__file__).parent, help="where the folders go")
+    parser.add_argument("--changed", action="store_true", help="accept values other than the published ones")
     args = parser.parse_args(argv)
 
     for path in args.input or []:
@@ -103,7 +128,7 @@ def main(argv=None):
     for source in args.input or args.names:
         name = Path(source).stem
         content = read_bytes(source) if args.input else download(URL.format(name))
-        write_series(args.out / name, name, content, source if args.input else URL.format(name))
+        write_series(args.out / name, name, content, source if args.input else URL.format(name), args.changed)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """Print one command per run of the in-context regression grid: dimensions, widths, structures, learning rates.
 
-    python scripts/icl_regression/sweep.py > runs.txt
-    sbatch --array=1-$(wc -l < runs.txt) scripts/array.sh runs.txt     # or: bash runs.txt, one after the other
+    python scripts/icl_regression/sweep.py > runs.txt; bash runs.txt     # one after the other
+    scripts/icl_regression/submit_icl_regression.sh                      # as one SLURM array
 
-Part of it: `sweep.py | grep n_dims=16`. More seeds: `sweep.py --seed=2 >> runs.txt`. A command given again goes on
-where its run stopped, and does nothing if that is finished.
+Part of it: `--only=n16_`. More seeds: `--seed=2`. A command given again goes on where its run stopped, and does nothing
+if that is finished; `--todo=True` leaves finished runs out.
 
 Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck. The
 widths here are half of that, that, and twice that, up to 1024. Widths and rates are our choice, not the paper's list.
 """
 
 import itertools
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.grid import GridSettings, show
 from training.configurator import configure, setting
 from training.errors import command
 
@@ -39,23 +39,23 @@ def mlr_ranks(d_head):
 
 
 @dataclass
-class Settings:
+class Settings(GridSettings):
     """Print the commands of the in-context regression grid."""
 
     out_dir: str = setting("out/icl_regression", "folder of the runs' folders")
-    seed: int = setting(1337, "seed of every run")
 
 
 @command
 def main(argv=None):
-    cfg = configure(Settings, argv)
+    cfg, runs = configure(Settings, argv), []
     sizes = [(n_dims, d_model) for n_dims, widths in WIDTHS.items() for d_model in widths]
     for (n_dims, d_model), (name, (configs, n_head)), lr in itertools.product(sizes, STRUCTURES.items(), RATES):
-        out_dir = f"{cfg.out_dir}/{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{cfg.seed}"
         flags = [f"--n_dims={n_dims}", f"--d_model={d_model}", f"--n_head={n_head}"]
         flags += [f"--mlr_rank_list={mlr_ranks(d_model // n_head)}"] if name == "bilinear_mlr" else []
-        flags += [f"--training_learning_rate={lr}", f"--seed={cfg.seed}", f"--out_dir={out_dir}", "--init_from=auto"]
-        print(shlex.join(["python", "train_ICL.py", f"{CONFIG}/paper.py", *configs, *flags]))
+        flags += [f"--training_learning_rate={lr}", f"--seed={cfg.seed}"]
+        run = f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{cfg.seed}"
+        runs.append((run, [f"{CONFIG}/paper.py", *configs, *flags]))
+    show(cfg, "train_ICL.py", runs)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Print one command per language model of the paper's comparison, best learning rates included.
 
-    python scripts/language_modeling/sweep.py > runs.txt
-    sbatch --array=1-$(wc -l < runs.txt) scripts/array.sh runs.txt     # or: bash runs.txt, one after the other
+    python scripts/language_modeling/sweep.py > runs.txt; bash runs.txt     # one after the other
+    scripts/language_modeling/submit_language_modeling_greene.sh            # as one SLURM array
 
-Part of it: `sweep.py | grep d_model=256`. More seeds: `sweep.py --seed=2 >> runs.txt`. A command given again goes on
-where its run stopped, and does nothing if that is finished.
+Part of it: `--only=d256`. More seeds: `--seed=2`. A command given again goes on where its run stopped, and does nothing
+if that is finished; `--todo=True` leaves finished runs out.
 """
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.grid import GridSettings, show
 from training.configurator import configure, setting
 from training.errors import command
 
@@ -28,23 +28,22 @@ RATES = {  # structure: {d_model: the best rate in the paper's runs}
 
 
 @dataclass
-class Settings:
+class Settings(GridSettings):
     """Print the commands of the language-modelling grid."""
 
     out_dir: str = setting("out/language_modeling", "folder of the runs' folders")
-    seed: int = setting(1337, "seed of every run")
 
 
 @command
 def main(argv=None):
-    cfg = configure(Settings, argv)
+    cfg, runs = configure(Settings, argv), []
     for structure, rates in RATES.items():
         configs = [f"{CONFIG}/train_struct_gpt2.py"]
         configs += [f"{CONFIG}/{structure}.py"] if structure != "standard" else []
         for d_model, lr in rates.items():
-            out_dir = f"{cfg.out_dir}/{structure}_d{d_model}_seed{cfg.seed}"
             flags = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={cfg.seed}"]
-            print(shlex.join(["python", "train.py", *configs, *flags, f"--out_dir={out_dir}", "--init_from=auto"]))
+            runs.append((f"{structure}_d{d_model}_seed{cfg.seed}", [*configs, *flags]))
+    show(cfg, "train.py", runs)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,317 @@
+"""Several processes: the same numbers as one, stops and failures in all of them, what they refuse."""
+
+import functools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TINY_ICL, TINY_LM, assert_equal, checkpoint, child, flags, metrics, record, write_corpus
+from torch.nn.parallel import DistributedDataParallel
+
+import train
+import train_ICL
+from training.distributed import Share, World
+from training.errors import BadInput
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {"train.py": (train, train.LanguageModelling), "train_ICL.py": (train_ICL, train_ICL.InContextRegression)}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_corpus(folder / "text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def argv(data_dir):
+    """The flags of a tiny run; `argv(key=value, ..)` changes some."""
+    return lambda *settings, **more: flags(TINY_LM, dict(data_dir=data_dir), *settings, more)
+
+
+@pytest.fixture(scope="module")
+def whole(argv, tmp_path_factory):
+    """A run of six steps in one process, with dropout and two micro-batches in a step."""
+    out_dir = tmp_path_factory.mktemp("whole") / "run"
+    train.main(argv(out_dir=out_dir))
+    return out_dir
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def one_of_many(world, port, said, script, argv, patch):
+    """The body of one process; what it says goes to files."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = (world.rank, world.size, world.local_rank, world.local_size)
+    os.environ.update(zip(names, map(str, values), strict=True), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    for descriptor, name in [(1, "out"), (2, "err")]:
+        os.dup2(os.open(f"{said}.{world.rank}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    module, experiment = SCRIPTS[script]
+    patch(experiment, world.rank)
+    status = 0
+    try:
+        module.main(argv)
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:
+        traceback.print_exc()
+        status = 70
+    sys.stderr.flush()
+    os._exit(status)  # a forked process may wait for threads that only its parent has
+
+
+def together(n, argv, said, patch, script="train.py"):
+    """Run a script in n processes, as a scheduler would start them; their exit statuses, and each one's words."""
+    port = free_port()
+    many = [child(one_of_many, World(rank, n, rank, n), port, said, script, argv, patch) for rank in range(n)]
+    for process in many:
+        process.join(60)
+        process.kill()
+    out, err = ([Path(f"{said}.{rank}.{name}").read_text() for rank in range(n)] for name in ("out", "err"))
+    return [process.exitcode for process in many], out, err
+
+
+def nothing(experiment, rank):
+    """No patch."""
+
+
+def assert_close_runs(got_dir, want_dir, rel=1e-5):
+    """The same lines but for rounding, the same counters exactly, and nearly the same weights."""
+    got, want = metrics(got_dir), metrics(want_dir)
+    assert [list(line) for line in got] == [list(line) for line in want]
+    for g, w in zip(got, want, strict=True):
+        for key in w.keys() - {"seconds", "tokens_per_s"}:
+            exact = key in ("step", "tokens", "compute", "non_emb_compute", "paper_compute", "baselines", "lr", "mfu")
+            assert g[key] == (w[key] if exact else pytest.approx(w[key], rel=rel)), (key, w["step"])
+    weights, wanted = checkpoint(got_dir)["model"], checkpoint(want_dir)["model"]
+    assert list(weights) == list(wanted)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert record(got_dir)["status"] == record(want_dir)["status"] == "finished"
+
+
+# --- the same numbers ---
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(),  # each takes one of two micro-batches, dropout included
+        dict(gradient_accumulation_steps=1, batch_size=4, dropout=0.0),  # each takes two of four rows
+        dict(gradient_accumulation_steps=3, dropout=0.0, eval_iters=3),  # one row of each micro-batch
+    ],
+    ids=["micro-batches", "rows", "rows of micro-batches"],
+)
+def test_two_processes_equal_one(change, argv, tmp_path):
+    train.main(argv(change, out_dir=tmp_path / "one"))
+    status, out, err = together(2, argv(change, out_dir=tmp_path / "two"), tmp_path / "said", nothing)
+    assert status == [0, 0], err
+    assert_close_runs(tmp_path / "two", tmp_path / "one")
+    assert [record(tmp_path / name)["processes"] for name in ("one", "two")] == [1, 2]
+    assert "64 tokens a step, 2 times" in out[0] or "96 tokens a step, 2 times" in out[0]
+    assert out[1] == ""
+
+
+def test_two_processes_equal_one_in_context(tmp_path):
+    """Growing prompts; each process takes half of them, and one of three batches of the evaluation more or less."""
+    argv = functools.partial(flags, TINY_ICL, dropout=0.0, eval_batch_size=3)
+    train_ICL.main(argv(out_dir=tmp_path / "one"))
+    said = tmp_path / "said"
+    status, _, err = together(2, argv(out_dir=tmp_path / "two"), said, nothing, script="train_ICL.py")
+    assert status == [0, 0], err
+    assert_close_runs(tmp_path / "two", tmp_path / "one")
+
+
+def test_torchrun(argv, whole, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    done = subprocess.run(
+        [*command, *argv(out_dir=tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 6/6: val loss") == 1
+    assert_close_runs(tmp_path, whole)
+
+
+def count_gradient_exchanges(experiment, rank):
+    """Print one line for each backward pass whose gradients cross the network."""
+    wrap = World.wrap
+
+    def hook(state, bucket):
+        if bucket.is_last():
+            print("exchanged", file=sys.stderr)
+        tensor = bucket.buffer() / 2
+        return torch.distributed.all_reduce(tensor, async_op=True).get_future().then(lambda f: f.value()[0])
+
+    def wrapped(self, network, device):
+        network = wrap(self, network, device)
+        assert type(network) is DistributedDataParallel
+        network.register_comm_hook(None, hook)
+        return network
+
+    World.wrap = wrapped
+
+
+def test_gradients_cross_the_network_once_a_step(argv, tmp_path):
+    """Four micro-batches each, six steps."""
+    settings = dict(gradient_accumulation_steps=8, batch_size=1)
+    train.main(argv(settings, out_dir=tmp_path / "one"))
+    command = argv(settings, out_dir=tmp_path / "two")
+    status, _, err = together(2, command, tmp_path / "said", count_gradient_exchanges)
+    assert status == [0, 0], err
+    assert [text.count("exchanged") for text in err] == [6, 6]
+    assert_close_runs(tmp_path / "two", tmp_path / "one")
+
+
+# --- stops, and resumes with another number of processes ---
+
+
+def terminate_the_last(experiment, rank):
+    """SIGTERM to one process alone, in its third step."""
+    loss, last = experiment.loss, World.from_environment().size - 1
+
+    def patched(self, step, micro):
+        if step == 2 and rank == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, step, micro)
+
+    experiment.loss = patched
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_a_signal_to_one_stops_all_and_any_number_goes_on(first, then, argv, whole, tmp_path):
+    """Stopped between two progress lines: the losses of all processes since the last one are in the checkpoint."""
+    run = tmp_path / "run"
+    status, out, err = together(first, argv(out_dir=run), tmp_path / "first", terminate_the_last)
+    assert status == [128 + signal.SIGTERM] * first, err
+    assert "stopped: SIGTERM at step 3; go on with --init_from=resume" in out[0]
+    assert record(run)["status"] == "stopped: SIGTERM"
+    assert checkpoint(run)["step"] == 3
+    status, _, err = together(then, argv(out_dir=run, init_from="auto"), tmp_path / "then", nothing)
+    assert status == [0] * then, err
+    assert_close_runs(run, whole)
+    assert record(run)["processes"] == then
+
+
+def test_a_checkpoint_does_not_depend_on_the_number_of_processes(argv, whole, tmp_path):
+    status, _, err = together(2, argv(out_dir=tmp_path / "two"), tmp_path / "said", nothing)
+    assert status == [0, 0], err
+    got, want = (checkpoint(d) for d in (tmp_path / "two", whole))
+    assert list(got) == list(want)
+    for name in ("step", "counters", "corpus", "scaler"):
+        assert_equal(got[name], want[name], name)
+    assert got["optimizer"]["param_groups"] == want["optimizer"]["param_groups"]
+
+
+def spoil_the_last(experiment, rank):
+    loss = experiment.loss
+
+    def spoiled(self, step, micro):
+        losses = loss(self, step, micro)
+        return {k: v * float("nan") for k, v in losses.items()} if step == 5 and rank == 1 else losses
+
+    experiment.loss = spoiled
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(argv, tmp_path):
+    status, _, err = together(2, argv(out_dir=tmp_path / "run"), tmp_path / "said", spoil_the_last)
+    assert status == [1, 1]
+    why = "the loss is not finite at step 5"
+    assert f"error: {why}; {tmp_path}/run/ckpt.pt is the last good checkpoint" in err[0]
+    assert "error" not in err[1]
+    assert record(tmp_path / "run")["status"] == f"failed: {why}"
+    assert checkpoint(tmp_path / "run")["step"] == 4
+
+
+# --- what is refused ---
+
+
+def test_a_batch_that_cannot_be_divided(argv, tmp_path):
+    status, _, err = together(3, argv(out_dir=tmp_path / "run"), tmp_path / "said", nothing)
+    assert status == [2, 2, 2]
+    assert err[0] == (
+        "error: 3 processes divide neither gradient_accumulation_steps 2 nor batch_size 2; "
+        "the settings' batch is that of all processes together\n"
+    )
+    assert err[1:] == ["", ""]
+    assert not (tmp_path / "run").exists()
+
+
+def elsewhere(experiment, rank):
+    """The second node has its own disk."""
+    if rank:
+        configure = train.configure
+        train.configure = lambda cls, argv: configure(cls, [*argv, f"--out_dir={argv[-1].partition('=')[2]}_of_{rank}"])
+
+
+def test_processes_that_do_not_see_one_folder(argv, tmp_path):
+    train.main(argv(max_iters=2, out_dir=tmp_path / "run"))
+    status, _, err = together(2, argv(init_from="auto", out_dir=tmp_path / "run"), tmp_path / "said", elsewhere)
+    assert status == [2, 2]
+    assert "the processes start at steps [2, 0]; out_dir must be one folder" in err[0]
+
+
+def test_the_shares_of_all_processes_make_the_batch():
+    for micro_batches, rows, size in [(8, 4, 1), (8, 4, 4), (1, 6, 3), (3, 4, 2)]:
+        taken = []
+        for rank in range(size):
+            share = World(rank, size).share(micro_batches, rows)
+            taken += [(m, row) for m in share.micro_batches for row in range(rows)[share.rows]]
+        assert sorted(taken) == [(m, row) for m in range(micro_batches) for row in range(rows)]
+    assert World(1, 2).share(4, 3) == Share(range(2, 4), slice(0, 3))
+
+
+SLURM = dict(SLURM_PROCID="5", SLURM_STEP_NUM_TASKS="8", SLURM_LOCALID="1", SLURM_STEP_TASKS_PER_NODE="4(x2)")
+
+
+@pytest.mark.parametrize(
+    ("env", "world"),
+    [
+        (dict(), World()),
+        (dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2"), World(3, 4, 1, 2)),
+        (dict(SLURM, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2"), World(0, 2, 0, 2)),
+        (dict(SLURM, MASTER_ADDR="node1"), World(5, 8, 1, 4)),
+        (SLURM, World()),  # tasks that each run a command of their own
+    ],
+    ids=["alone", "torchrun", "torchrun under srun", "srun", "tasks on their own"],
+)
+def test_the_world_from_the_environment(env, world):
+    assert World.from_environment(env) == world
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("cuda:1", "device is 'cuda:1'; 2 processes take cpu, or cuda"),
+        ("mps", "device is 'mps'"),
+        pytest.param(
+            "cuda", "2 processes on a node and 0 GPUs",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs"),
+        ),
+    ],
+)  # fmt: skip
+def test_devices_that_several_processes_cannot_take(device, why):
+    with pytest.raises(BadInput, match=re.escape(why)):
+        World(0, 2, 0, 2).device(device)
+    assert World(1, 2, 1, 2).device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("backend", "why"), [("mpi", "no backend 'mpi'"), ("nccl", "backend nccl needs GPUs")])
+def test_backends_that_are_not_there(backend, why, argv, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(argv(backend=backend, out_dir=tmp_path / "run"))
+    assert stop.value.code == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,150 @@
+"""Several processes that train one model: who computes which part of a batch, and what they tell each other.
+
+    torchrun --nproc_per_node=8 train.py config/struct_configs/train_struct_gpt2.py
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py ..
+    MASTER_ADDR=HOST MASTER_PORT=29500 srun --ntasks-per-node=8 --gpus-per-node=8 python train.py ..
+
+Every process holds the whole model (DistributedDataParallel) and computes its share of each step; the settings' batch
+is that of all processes together. Data and dropout are functions of (seed, step, place in that batch), evaluations are
+summed in one order, and a checkpoint holds nothing of a single process: a resume may change their number. A process on
+its own has nobody to ask, and each method gives back what it was given.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from signal import Signals
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from training.devices import pick_device
+from training.errors import BadInput
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}  # device type: what "auto" takes
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process computes of a step: these of its micro-batches, and of each of them these rows."""
+
+    micro_batches: range
+    rows: slice
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes, as one of them sees them: its rank among `size`, and its number among those of its node."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls, env=os.environ):
+        """The variables of torchrun, or those of srun where MASTER_ADDR says that its tasks belong together."""
+        if "WORLD_SIZE" in env:
+            return cls(*(int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        if "MASTER_ADDR" in env and "SLURM_STEP_NUM_TASKS" in env:
+            rank, size, local_rank = (int(env[f"SLURM_{n}"]) for n in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
+            on_first_node = re.match(r"\d+", env["SLURM_STEP_TASKS_PER_NODE"])[0]  # "4(x2)": 4 on each of 2
+            return cls(rank, size, local_rank, int(on_first_node))
+        return cls()
+
+    def share(self, micro_batches, rows):
+        """This process's part of a step of `micro_batches` times `rows`. BadInput if neither can be divided."""
+        if micro_batches % self.size == 0:
+            n = micro_batches // self.size
+            return Share(range(self.rank * n, (self.rank + 1) * n), slice(0, rows))
+        if rows % self.size == 0:
+            n = rows // self.size
+            return Share(range(micro_batches), slice(self.rank * n, (self.rank + 1) * n))
+        raise BadInput(
+            f"{self.size} processes divide neither gradient_accumulation_steps {micro_batches} nor batch_size {rows}; "
+            "the settings' batch is that of all processes together"
+        )
+
+    def part(self, count):
+        """This process's numbers among 0 .. count - 1."""
+        return range(self.rank, count, self.size)
+
+    def device(self, name):
+        """The device of a setting; with several processes, "cuda" is the GPU of this one's number on its node."""
+        if self.size == 1:
+            return pick_device(name)
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name not in BACKENDS:
+            raise BadInput(f"device is '{name}'; {self.size} processes take cpu, or cuda: each the GPU of its number")
+        if name == "cuda" and self.local_size > (gpus := torch.cuda.device_count()):
+            raise BadInput(
+                f"{self.local_size} processes on a node and {gpus} GPUs to be seen there; start one process for each "
+                "GPU (srun: with --gpus-per-node, not --gpus-per-task)"
+            )
+        device = pick_device(f"cuda:{self.local_rank}" if name == "cuda" else name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+
+    def join(self, device, backend):
+        """Meet the other processes. From here on only the first one speaks on stdout."""
+        if backend not in ("auto", *BACKENDS.values()):
+            raise BadInput(f"no backend '{backend}', there are auto, {', '.join(BACKENDS.values())}")
+        if backend == "nccl" and device.type != "cuda":
+            raise BadInput(f"backend nccl needs GPUs, the device is {device.type}; take gloo or auto")
+        if self.size == 1:
+            return
+        chosen = BACKENDS[device.type] if backend == "auto" else backend
+        # beside nccl, gloo for flags: they stay on the CPU, and asking for one does not wait for the GPU
+        backends = "cpu:gloo,cuda:nccl" if chosen == "nccl" else chosen
+        dist.init_process_group(backends, rank=self.rank, world_size=self.size)
+        if self.rank:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+
+    def leave(self):
+        """Wait for the others, so that nobody's end looks like a failure while the first still writes.
+
+        The group is left to the end of the process: taking gloo's apart on a busy machine was seen to hang.
+        """
+        self.reduce(torch.zeros(1))
+
+    def wrap(self, network, device):
+        """The network whose gradients are means over all processes."""
+        if self.size == 1:
+            return network
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+    def accumulating(self, network, last):
+        """The context of a micro-batch; gradients cross the network in the `last` one of a step only."""
+        return contextlib.nullcontext() if last or self.size == 1 else network.no_sync()
+
+    def reduce(self, tensor, op=dist.ReduceOp.SUM):
+        """The sum, or another `op`, of every process's tensor."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor, op)
+        return tensor
+
+    def mean(self, tensor):
+        return self.reduce(tensor) / self.size
+
+    def least(self, tensor):
+        return self.reduce(tensor, dist.ReduceOp.MIN)
+
+    def signal(self, name):
+        """The name of a signal that any process was sent, or None; the same answer for all."""
+        number = Signals[name].value if name else 0
+        number = self.reduce(torch.tensor(number), dist.ReduceOp.MAX).item()
+        return Signals(number).name if number else None
+
+    def require_one_step(self, step):
+        """BadInput where the processes would go on from different checkpoints."""
+        steps = torch.zeros(self.size, dtype=torch.long)
+        steps[self.rank] = step
+        steps = self.reduce(steps).tolist()
+        if len(set(steps)) > 1:
+            raise BadInput(f"the processes start at steps {steps}; out_dir must be one folder that all of them see")
