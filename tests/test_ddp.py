@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY_ICL, TINY_LM, assert_equal, checkpoint, child, flags, metrics, record, write_corpus
+from runs import TINY_ICL, assert_equal, checkpoint, child, flags, metrics, record
 from torch.nn.parallel import DistributedDataParallel
 
 import train
@@ -22,27 +22,6 @@ from training.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train.py": (train, train.LanguageModelling), "train_ICL.py": (train_ICL, train_ICL.InContextRegression)}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_corpus(folder / "text")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def argv(data_dir):
-    """The flags of a tiny run; `argv(key=value, ..)` changes some."""
-    return lambda *settings, **more: flags(TINY_LM, dict(data_dir=data_dir), *settings, more)
-
-
-@pytest.fixture(scope="module")
-def whole(argv, tmp_path_factory):
-    """A run of six steps in one process, with dropout and two micro-batches in a step."""
-    out_dir = tmp_path_factory.mktemp("whole") / "run"
-    train.main(argv(out_dir=out_dir))
-    return out_dir
 
 
 def free_port():

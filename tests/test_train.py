@@ -16,14 +16,12 @@ import pytest
 import torch
 from runs import (
     STRUCTURES,
-    TINY_LM,
     assert_equal,
     assert_same_checkpoint,
     assert_same_run,
     at_step,
     checkpoint,
     child,
-    flags,
     metrics,
     record,
     signal_at,
@@ -45,27 +43,6 @@ RECORD = [
 COUNTED = ["step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"]
 PROGRESS = [*COUNTED, "train/loss", "lr", "grad_norm", "tokens_per_s", "mfu"]
 EVALUATION = [*COUNTED, "val/loss"]
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_corpus(folder / "text")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def argv(data_dir):
-    """The flags of a tiny run; `argv(key=value, ..)` changes some."""
-    return lambda *settings, **more: flags(TINY_LM, dict(data_dir=data_dir), *settings, more)
-
-
-@pytest.fixture(scope="module")
-def whole(argv, tmp_path_factory):
-    """A run of six steps that nothing interrupted."""
-    out_dir = tmp_path_factory.mktemp("whole") / "run"
-    train.main(argv(out_dir=out_dir))
-    return out_dir
 
 
 # --- exact resume ---
