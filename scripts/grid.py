@@ -70,7 +70,7 @@ def queued():
     squeue = ["squeue", "--me", "--noheader", "--array", "--format=%K %o"]  # task, script and its arguments
     answer = subprocess.run(squeue, capture_output=True, text=True)
     if answer.returncode:
-        raise BadInput(f"squeue does not answer: {answer.stderr.strip()}")
+        raise BadInput(f"squeue does not answer: {(answer.stderr.strip() or 'no reason given').splitlines()[0]}")
     commands = set()
     for task, _, script in (row.partition(" ") for row in answer.stdout.splitlines()):
         runs = Path(script.partition(".sh ")[2].strip())
