@@ -66,7 +66,7 @@ class Attention(nn.Module):
         if cache is None:
             y = self.scoring(x, v)  # (B, H, T, d_head)
         else:
-            y = self.scoring.step(x, v, cache) if cache.count else self.scoring.prefill(x, v, cache)
+            y = cache.step(x, v) if cache.count else cache.prefill(x, v)
         return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
 
 

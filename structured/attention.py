@@ -93,7 +93,7 @@ def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0.0, backend="a
     """The path that MLR attention takes; BadInput where `backend` names one that cannot take these inputs."""
     dense_only = _dense_only(link, dropout) or blockwise.nesting_refusal(q.shape[2], block_sizes)
     refusals = {
-        "triton": lambda: dense_only or kernels.mlr_refusal(*_autocast(q, k, v), block_sizes),
+        "triton": lambda: dense_only or kernels.mlr_refusal(*_autocast(q, k, v)),
         "blockwise": lambda: dense_only,
     }
     return _choose("mlr", backend, refusals, q)

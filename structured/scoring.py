@@ -140,12 +140,6 @@ class Scoring(nn.Module):
             raise BadInput(f"a cache is 1 to block_size = {self.cfg.block_size} tokens long, not {length}")
         return self.cache_type(self, B, length, device=device, dtype=dtype)
 
-    def prefill(self, x, v, cache):
-        return cache.prefill(x, v)
-
-    def step(self, x, v, cache):
-        return cache.step(x, v)
-
 
 class ProjectedScoring(Scoring):
     """Queries and keys by linear projection, normed per head. The variants below differ in how the two meet."""

@@ -141,7 +141,7 @@ def test_precision_of_the_cache():
     assert relative_error(torch.cat(logits, 1), want) < 0.05
     scoring, x, v = model.trunk.h[0].attn.scoring, torch.randn(2, 16, 24), torch.randn(2, 3, 16, 8)
     cache = scoring.new_cache(2, 16, dtype=torch.bfloat16)
-    rows = [scoring.step(x[:, t : t + 1], v[:, :, t : t + 1], cache) for t in range(16)]
+    rows = [cache.step(x[:, t : t + 1], v[:, :, t : t + 1]) for t in range(16)]
     assert relative_error(torch.cat(rows, 2), scoring(x, v)) < 0.02
 
 
@@ -232,11 +232,11 @@ def test_out_of_order():
     model(idx[:, :6], cache=cache)
     with pytest.raises(BadInput, match="a step takes 1 token, not 2; a cache that holds 6 tokens takes no prompt"):
         model(idx[:, 6:8], cache=cache)
-    scoring, layer = model.trunk.h[0].attn.scoring, cache.layers[0]
+    layer = cache.layers[0]
     x, v = torch.randn(2, 1, 24).double(), torch.randn(2, 3, 1, 8).double()
     with pytest.raises(BadInput, match="a prompt of 1 tokens begins at position 0, the cache already holds 6"):
-        scoring.prefill(x, v, layer)
-    scoring.step(x, v, layer)
+        layer.prefill(x, v)
+    layer.step(x, v)
     with pytest.raises(BadInput, match=r"the caches of the layers hold \[7, 6\] tokens"):
         model(idx[:, 6:7], cache=cache)
 

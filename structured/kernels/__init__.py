@@ -19,7 +19,7 @@ def interpreted():
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def mlr_refusal(q, k, v, block_sizes):
+def mlr_refusal(q, k, v):
     """Why the fused MLR attention cannot take these inputs, or None. That the blocks nest is taken for granted."""
     if mlr is None:
         return "Triton is not installed; it comes with PyTorch for CUDA"
@@ -34,4 +34,4 @@ def mlr_refusal(q, k, v, block_sizes):
 
 def mlr_attention(q, k, v, ranks, block_sizes, *, weighting, causal):
     """structured.attention.mlr_attention by the fused kernel, where `mlr_refusal` gives None."""
-    return mlr.mlr_attention(q, k, v, ranks, block_sizes, weighting=weighting, causal=causal)
+    return mlr.forward(q, k, v, ranks, block_sizes, weighting, causal)[0]

@@ -274,10 +274,3 @@ def _differentiate(ctx, grad, _):
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def mlr_attention(q, k, v, ranks, block_sizes, *, weighting, causal):
-    """structured.attention.mlr_attention, fused: softmax, no dropout, blocks that nest, inputs of one dtype."""
-    if torch.is_autocast_enabled(q.device.type):
-        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    return forward(q, k, v, ranks, block_sizes, weighting, causal)[0]
