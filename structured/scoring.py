@@ -2,7 +2,7 @@
 
 `forward(x, v)` takes x (B, T, d_model), the output of the block's first LayerNorm, and values v (B, G, T, d_head), and
 gives the mixed values (B, n_head, T, d_head). Projecting values and output is the caller's (model.Attention).
-To generate, `new_cache` allocates memory, `prefill(x, v, cache)` is `forward` on a prompt and `step(x, v, cache)` on
+To generate, `new_cache` allocates memory; its `prefill(x, v)` is `forward` on a prompt and its `step(x, v)` on
 one more token.
 Each class also counts what it costs; see `Cost`. STRUCTURES names them as the command line does.
 """
