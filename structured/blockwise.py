@@ -106,6 +106,8 @@ def in_window(back, window, after):
 def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0.0):
     """PyTorch's attention in its fused form: where that takes q, k and v of one width only, zeros are put behind."""
     d = v.shape[-1]
+    if one_width(q) and q.is_cuda and not q.stride(1):  # one head for all: cuDNN would lay its output out the same way
+        q = q.transpose(1, 2).contiguous().transpose(1, 2)
     if one_width(q):
         q, k, v = (_widened(x, max(q.shape[-1], d)) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]

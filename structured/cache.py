@@ -103,8 +103,7 @@ class KeyCache:
         q, rows = self.query_and_rows(x)
         self.count += 1
         self.at += 1
-        for slots, row in zip([*self.keys, self.values], [*rows, v], strict=True):
-            slots.write(row, self.at)
+        self.write([*rows, v])
         q = q.unflatten(1, (self.cfg.kv_heads, -1)).squeeze(3)  # (B, G, H / G, width)
         return self.attend(q).to(v.dtype).flatten(1, 2).unsqueeze(2)
 
@@ -112,12 +111,21 @@ class KeyCache:
         q, k = self.scoring.queries_and_keys(x)
         return q, self.rows(x, k)
 
+    def write(self, rows):
+        """Keep one more position: a row for each of the `keys`, and the values'."""
+        places = [*self.keys, self.values]
+        kernels = self.kernels()
+        if kernels:
+            kernels.write_rows([slots.rows for slots in places], [row.detach() for row in rows], self.at)
+            return
+        for slots, row in zip(places, rows, strict=True):
+            slots.write(row, self.at)
+
     def attend(self, q):
         scale, size = self.scoring.scores_scale, self.values.size
-        kernel = self.kernel()
-        if kernel:
-            at = self.at.clamp(max=size - 1)  # a full ring is seen whole, in whichever order
-            return kernel(q, [self.keys[0].rows], self.values.rows, at, (size,), (scale,))
+        kernels = self.kernels()
+        if kernels:
+            return kernels.mlr_decode(q, [self.keys[0].rows], self.values.rows, self.at, (size,), (scale,))
         k, v = self.keys[0].first(self.reach), self.values.first(self.reach)
         seen = torch.arange(k.shape[2], device=k.device) <= self.at
         return self.mix(row_scores(q, k, scale), v, seen)
@@ -135,12 +143,12 @@ class KeyCache:
         options = self.scoring.options()
         return dict(link=options["link"], dropout=options["dropout"])
 
-    def kernel(self):
-        """The fused kernel, where it can serve: softmax without dropout, up to 128 features, no float64."""
+    def kernels(self):
+        """kernels/decode.py, where it can serve: softmax without dropout, up to 128 features, no float64."""
         width = max(sum(slots.rows.shape[-1] for slots in self.keys), self.cfg.d_head)
         fits = width <= 128 and self.dtype != torch.float64 and self.cfg.backend in ("auto", "triton")
         plain = self.link_options() == dict(link="softmax", dropout=0.0)
-        return _decode_kernel(self.at.device) if fits and plain else None
+        return _decode_kernels(self.at.device) if fits and plain else None
 
     def check(self, B, T):
         if self.batch != B:
@@ -181,7 +189,11 @@ class GSWACache(KeyCache):
         far_scale, near_scale = self.scoring.scales
         v, k = self.values.first(self.reach), near.first(self.reach)
         slot = torch.arange(v.shape[2], device=v.device)
-        everywhere = self.mix(row_scores(q_far, far.first(self.reach), far_scale), v, slot <= self.at)
+        kernels = self.kernels()
+        if kernels:
+            everywhere = kernels.mlr_decode(q_far, [far.rows], self.values.rows, self.at, (far.size,), (far_scale,))
+        else:
+            everywhere = self.mix(row_scores(q_far, far.first(self.reach), far_scale), v, slot <= self.at)
         position = self.at - (self.at - slot[: k.shape[2]]) % near.size  # of the key in each slot, < 0 if none yet
         inside = v.index_select(2, position.clamp(min=0))
         return everywhere + self.mix(row_scores(q_near, k, near_scale), inside, position >= 0)
@@ -202,9 +214,9 @@ class LevelCache(KeyCache):
         levels = len(ranks) if weighting == "levels" else 1
         used = [(b, 1 / (r * levels)) for r, b in zip(ranks, blocks, strict=True) if r]
         geometry = (*zip(*used, strict=True), blocks if weighting == "shared" else ())
-        kernel = self.kernel()
-        if kernel:
-            return kernel(q, [slots.rows for slots in self.keys], self.values.rows, self.at, *geometry)
+        kernels = self.kernels()
+        if kernels:
+            return kernels.mlr_decode(q, [slots.rows for slots in self.keys], self.values.rows, self.at, *geometry)
         keys, v = [slots.first(self.reach) for slots in self.keys], self.values.first(self.reach)
         return mlr_decode_reference(q, keys, v, self.at, *geometry, **self.link_options())
 
@@ -228,6 +240,9 @@ class InputCache(KeyCache):
         y = self.scoring.key(x).transpose(1, 2)  # (B, H, T, D)
         variance = y.to(self.keys[1].rows.dtype).var(-1, correction=0, keepdim=True)
         return [x.unsqueeze(1), (variance + self.scoring.key_norm.eps).rsqrt()]
+
+    def kernels(self):
+        return None  # one input serves all heads, any number of features
 
     def query_and_rows(self, x):
         u = x * self.scoring.key_norm.weight
@@ -343,12 +358,12 @@ def _grid_back(permutation, y):
 
 
 @functools.cache
-def _decode_kernel(device):
-    """`mlr_decode` for a CUDA device of the last years, or None; also where Triton is not installed."""
+def _decode_kernels(device):
+    """The module of decode kernels for a CUDA device of the last years, or None; also where there is no Triton."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
-        from structured.kernels.decode import mlr_decode
+        from structured.kernels import decode
     except ImportError:
         return None
-    return mlr_decode
+    return decode

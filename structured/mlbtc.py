@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 from structured.errors import BadInput
-from structured.layers import BlockDiagonal
-
-ASSEMBLE_UP_TO = 256  # columns; the gain falls from 4 times at 16 columns to 1.5 at 512, and the extra FLOPs grow
+from structured.layers import BlockDiagonal, multiply
 
 
 class Blocks(NamedTuple):
@@ -68,14 +66,14 @@ class MLBTC(nn.Module):
     def forward(self, x):
         if x.shape[-1] != self.n_in:
             raise BadInput(f"the input has {x.shape[-1]} features, the matrix takes {self.n_in}")
-        flat = x.reshape(-1, self.n_in)
-        y = flat @ self._columns().flatten(1) if self._assembling_pays(flat) else self._contract(flat)
+        y = multiply(self._contract, x.reshape(-1, self.n_in))
         heads = () if self.n_head is None else (self.n_head,)
         return y.reshape(*x.shape[:-1], *heads, self.n_out)
 
     def dense(self):
         """The matrix itself: (n_out, n_in), or (n_head, n_out, n_in)."""
-        columns = self._columns().movedim(0, -1)
+        weight = next(self.parameters())
+        columns = self._contract(torch.eye(self.n_in, dtype=weight.dtype, device=weight.device)).movedim(0, -1)
         return columns[0] if self.n_head is None else columns
 
     def _contract(self, x):
@@ -84,15 +82,6 @@ class MLBTC(nn.Module):
         for alpha, chain in zip(self.alphas, self.levels, strict=True):
             y = y + alpha * chain(x.unsqueeze(1)).flatten(2)
         return y
-
-    def _columns(self):
-        """M's columns, assembled: (n_in, n_head, n_out)."""
-        weight = next(self.parameters())
-        return self._contract(torch.eye(self.n_in, dtype=weight.dtype, device=weight.device))
-
-    def _assembling_pays(self, x):
-        """Whether to build M and multiply once: on the CPU 1.3 to 4 times faster for many rows (dev/LOG.md)."""
-        return x.device.type == "cpu" and len(x) >= 4 * self.n_in and self.n_in <= ASSEMBLE_UP_TO
 
     @property
     def num_params(self):

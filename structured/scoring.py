@@ -28,7 +28,7 @@ from structured.attention import (
 )
 from structured.cache import GSWACache, InputCache, KeyCache, LevelCache
 from structured.errors import BadInput
-from structured.layers import BlockDiagonal, Linear
+from structured.layers import BlockDiagonal, Linear, multiply
 from structured.mlbtc import FAMILIES, MLBTC, level, split_near_sqrt
 
 
@@ -330,15 +330,18 @@ class BilinearMLRScoring(BilinearScoring):
             self.scales.append(width**-0.5 * (8 * width**-0.5 if cfg.scale_mup else 1) / levels)
 
     def queries_and_keys(self, x):
-        def side(projections, norms, scales):
-            features = [
-                norm(project(x.flatten(0, 1)).flatten(2)) * scale  # (B T, H, chunks * r)
-                for project, norm, scale in zip(projections, norms, scales, strict=True)
-            ]
-            return torch.cat(features, -1).unflatten(0, x.shape[:2]).transpose(1, 2)
+        def project(rows):
+            sides = [torch.cat([level(rows).flatten(2) for level in side], -1) for side in (self.query, self.key)]
+            return torch.stack(sides, 1)  # (N, 2, H, sum of chunks * r)
 
-        q = side(self.query, self.query_norm, self.scales)
-        return q, side(self.key, self.key_norm, [1.0] * len(self.scales))
+        def normalise(features, norms, scales):
+            levels = zip(features.split(self.widths, -1), norms, scales, strict=True)
+            features = torch.cat([norm(level) * scale for level, norm, scale in levels], -1)
+            return features.unflatten(0, x.shape[:2]).transpose(1, 2)  # (B, H, T, width)
+
+        q, k = multiply(project, x.flatten(0, 1)).unbind(1)
+        ones = [1.0] * len(self.scales)
+        return normalise(q, self.query_norm, self.scales), normalise(k, self.key_norm, ones)
 
     @property
     def key_width(self):

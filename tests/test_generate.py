@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from model import GPT, ModelConfig  # noqa: E402
 from structured import STRUCTURES, BadInput, ScoringConfig, build_scoring  # noqa: E402
-from structured.cache import InputCache, KeyCache, apply_transposed, mlr_decode_reference  # noqa: E402
+from structured.cache import InputCache, KeyCache, Slots, apply_transposed, mlr_decode_reference  # noqa: E402
 from structured.mlbtc import FAMILIES  # noqa: E402
 
 BASE = ScoringConfig(
@@ -271,6 +271,9 @@ KERNEL_CASES = [  # B, G, S, d, length, ranks, block sizes, blocks that "shared"
     (1, 2, 3, 20, 70, (5, 2), (100, 9), (100, 9, 30), torch.float32, (8, 62)),
     (1, 1, 18, 16, 40, (8, 8), (40, 20), (40, 20), torch.float16, (39,)),
     (1, 1, 1, 64, 48, (64,), (48,), (), torch.float16, (47,)),
+    (1, 2, 1, 16, 150, (8, 4, 2, 2), (160, 80, 40, 5), (160, 80, 40, 5), torch.float32, (3, 79, 80, 138, 149)),
+    (1, 1, 2, 16, 90, (4, 4, 8), (16, 90, 48), (), torch.float32, (50, 89)),
+    (1, 1, 1, 16, 33, (16,), (33,), (), torch.float32, (100,)),
 ]
 
 
@@ -295,8 +298,30 @@ def kernel_errors():
         for t in positions:
             at = torch.tensor([t])
             got = mlr_decode(q, keys, v, at, *geometry, chunk=16, programs=2 * B * G)
-            want = mlr_decode_reference(q.double(), [k.double() for k in keys], v.double(), at, *geometry)
+            last = at.clamp(max=length - 1)
+            want = mlr_decode_reference(q.double(), [k.double() for k in keys], v.double(), last, *geometry)
             print(dtype, ranks, blocks, t, relative_error(got, want))
+    print(torch.float32, "written", written_error())
+
+
+def written_error():
+    """How far `write_rows` is from `Slots.write`, at positions before and after the ring closes."""
+    from structured.kernels.decode import write_rows
+
+    B, G, widths, sizes = 2, 3, (5, 1, 16), (7, 40, 1)
+
+    def places():
+        options = dict(device="cpu", dtype=torch.float32)
+        return [Slots(B, G, n, w, by_feature=w != 16, **options) for n, w in zip(sizes, widths, strict=True)]
+
+    ours, plain = places(), places()
+    for t in (0, 1, 6, 7, 33):
+        both = torch.randn(B, 1, G, sum(widths)).transpose(1, 2)  # as projections leave them
+        rows, at = both.split(widths, -1), torch.tensor([t])
+        write_rows([slots.rows for slots in ours], rows, at)
+        for slots, row in zip(plain, rows, strict=True):
+            slots.write(row, at)
+    return max((a.rows - b.rows).abs().max().item() for a, b in zip(ours, plain, strict=True))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
@@ -309,7 +334,7 @@ def test_decode_kernel_in_the_interpreter():
     child = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     lines = child.stdout.splitlines()
-    assert len(lines) == sum(len(case[-1]) for case in KERNEL_CASES)
+    assert len(lines) == sum(len(case[-1]) for case in KERNEL_CASES) + 1
     for line in lines:
         tolerance = 1e-6 if "float32" in line else 2e-3
         assert float(line.split()[-1]) < tolerance, line

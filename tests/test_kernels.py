@@ -75,7 +75,8 @@ OPTIONS = [("shared", True), ("none", False)]
 @pytest.mark.parametrize("case", CASES)
 def test_against_the_definition(case, weighting, causal):
     T, ranks, blocks = CASES[case]
-    check(qkv(T, sum(ranks)), ranks, blocks, weighting=weighting, causal=causal)
+    rounding = 2e-4 if T == 1 else None  # where dq and dk are 0
+    check(qkv(T, sum(ranks)), ranks, blocks, rounding, weighting=weighting, causal=causal)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -167,7 +168,7 @@ def test_any_strides():
 def test_an_operator_that_pytorch_knows():
     """Shapes, strides and gradients as registered; under torch.compile one node, no graph break."""
     q, k, v = (x.requires_grad_() for x in qkv(20, 16, 12, n_head=2, kv_heads=1))
-    torch.library.opcheck(mlr.forward, (q, k, v, (8, 8), (32, 16), "shared", True))
+    torch.library.opcheck(mlr.forward_operator, (q, k, v, (8, 8), (32, 16), "shared", True))
 
     def attend(q, k, v):
         return mlr_attention(q, k, v, (8, 8), (32, 16), weighting="shared", backend="triton").square()

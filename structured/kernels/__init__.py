@@ -34,4 +34,4 @@ def mlr_refusal(q, k, v):
 
 def mlr_attention(q, k, v, ranks, block_sizes, *, weighting, causal):
     """structured.attention.mlr_attention by the fused kernel, where `mlr_refusal` gives None."""
-    return mlr.forward(q, k, v, ranks, block_sizes, weighting, causal)[0]
+    return mlr.attention(q, k, v, ranks, block_sizes, weighting, causal)

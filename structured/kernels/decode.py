@@ -6,7 +6,8 @@ l, the keys of the block that the newest position is in, if the chunk reaches it
 one level whose block is the whole sequence this is standard attention.
 
 The newest position is read on the device, and work is shared out by it there: the launch is the same at every
-position, so a CUDA graph of it can be replayed. Twin: `structured.cache.mlr_decode_reference`.
+position, so a CUDA graph of it can be replayed. Twin: `structured.cache.mlr_decode_reference`. `write_rows` puts what
+a step adds to a cache in its places, in one launch; its twin is `structured.cache.Slots.write`.
 """
 
 import torch
@@ -15,15 +16,15 @@ import triton.language as tl
 
 from structured.errors import BadInput
 
-PROGRAMS = 2048  # for the whole card: enough to fill 132 multiprocessors several times over
+PROGRAMS = 660  # for the whole card: 5 for each of 132 multiprocessors, as many as fit at a time
 CHUNK = 64  # positions that a program reads at a time; half as many in float32
 
 
-def mlr_decode(q, keys, v, at, block_sizes, scales, shared=(), *, programs=PROGRAMS, chunk=None, warps=4, stages=3):
+def mlr_decode(q, keys, v, at, block_sizes, scales, shared=(), *, programs=PROGRAMS, chunk=None, warps=4, stages=2):
     """Attend from position `at` (1,), on the device, to itself and all before it: (B, G, S, d) in the dtype of v.
 
     q (B, G, S, sum of ranks), S query heads for each key head; keys[l] (B, G, min(b_l, length), r_l), the block that
-    `at` is in, laid out feature by feature, so keys[l].mT is contiguous; v (B, G, length, d), contiguous. Scores of a
+    `at` (or the last position, where `at` is beyond it) is in, laid out feature by feature, so keys[l].mT is contiguous; v (B, G, length, d), contiguous. Scores of a
     level are multiplied by scales[l]; the sum is divided by the number of blocks of sizes `shared` that the two
     positions have in common, if any are given. The other arguments tune, and do not change what is computed.
     """
@@ -45,14 +46,14 @@ def mlr_decode(q, keys, v, at, block_sizes, scales, shared=(), *, programs=PROGR
             ranks, whole, tuple(map(float, scales)), tuple(0 if b >= length else b for b in shared),
             heads, d_pad, chunk, num_warps=warps, num_stages=stages,
         )  # fmt: skip
-        _merge_splits[B * G, S](part, peak, total, at, out, splits, S, d, chunk, d_pad, num_warps=4)
+        _merge_splits[B * G, S](part, peak, total, at, out, length, splits, S, d, chunk, d_pad, num_warps=4)
     return out
 
 
 @triton.jit
 def _share(t, splits, CHUNK: tl.constexpr):
-    """Positions that a split gets of 0 to t, a multiple of CHUNK."""
-    return tl.cdiv(t + 1, splits * CHUNK) * CHUNK
+    """How many chunks of the positions 0 to t a split gets."""
+    return tl.cdiv(t + 1, splits * CHUNK)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -64,30 +65,37 @@ def _attend_split(
     """One split of one key head: unnormalised output (S, D), largest score and sum of weights, by 2^score."""
     bg = tl.program_id(0).to(tl.int64)
     split = splits - 1 - tl.program_id(1)  # the newest positions first: they have the most levels
-    t = tl.load(AT).to(tl.int32)
+    t = _newest(AT, length)
     share = _share(t, splits, CHUNK)
-    first = split * share
-    if first > t:
+    first = split * share  # chunks, not positions: that these are multiples of CHUNK must show in every loop
+    end = tl.minimum(first + share, tl.cdiv(t + 1, CHUNK))
+    if first >= end:
         return
     head, feature = tl.arange(0, HEADS), tl.arange(0, D_PAD)
+    q = _queries(Q + bg * S * _sum(RANKS), S, RANKS, SCALES, HEADS, V.dtype.element_ty)
     peak = tl.full([HEADS], float("-inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     acc = tl.zeros([HEADS, D_PAD], tl.float32)
-    for begin in tl.range(first, tl.minimum(first + share, t + 1), CHUNK):
-        j = begin + tl.arange(0, CHUNK)
-        seen = j <= t
-        v_at = V + (bg * length + j[:, None]) * D + feature[None, :]
-        v = tl.load(v_at, mask=seen[:, None] & (feature < D)[None, :], other=0.0)
-        scores = _scores(Q, K, bg, j, begin, t, length, S, RANKS, BLOCKS, SCALES, HEADS, CHUNK)
-        if len(SHARED) > 0:
-            scores = scores / _shared_levels(j, t, SHARED, CHUNK)[None, :]
-        scores = tl.where(seen[None, :], scores * 1.4426950408889634, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(peak - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        peak = higher
+    for n in tl.static_range(1, len(RANKS) + 1):  # the chunks that reach the first n levels' blocks and no other
+        stop = tl.minimum(end, _reached(t, n, BLOCKS, CHUNK)) if n < len(RANKS) else end
+        for chunk in tl.range(first, stop):
+            j = chunk * CHUNK + tl.arange(0, CHUNK)
+            seen = j <= t
+            v_at = V + (bg * length + j[:, None]) * D + feature[None, :]
+            v = tl.load(v_at, mask=seen[:, None] & (feature < D)[None, :], other=0.0)
+            scores = tl.zeros([HEADS, CHUNK], tl.float32)
+            for l in tl.static_range(n):
+                scores += _level(q[l], K[l], bg, j, t, length, BLOCKS[l], RANKS[l])
+            if len(SHARED) > 0:
+                scores = scores / _shared_levels(j, t, SHARED, CHUNK)[None, :]
+            scores = tl.where(seen[None, :], scores * 1.4426950408889634, float("-inf"))
+            higher = tl.maximum(peak, tl.max(scores, 1))
+            weights = tl.exp2(scores - higher[:, None])
+            shrink = tl.exp2(peak - higher)
+            total = total * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+            peak = higher
+        first = tl.maximum(first, stop)
     row = (bg * splits + split) * S + head
     tl.store(PART + row[:, None] * D + feature[None, :], acc, mask=(head < S)[:, None] & (feature < D)[None, :])
     tl.store(PEAK + row, peak, mask=head < S)
@@ -95,41 +103,54 @@ def _attend_split(
 
 
 @triton.jit
-def _scores(
-    Q, K, bg, j, begin, t, length, S: tl.constexpr, RANKS: tl.constexpr, BLOCKS: tl.constexpr, SCALES: tl.constexpr,
-    HEADS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The sum of all levels' scores over the positions j of a chunk: (HEADS, CHUNK)."""
-    scores = tl.zeros([HEADS, CHUNK], tl.float32)
-    column = 0
-    for l in tl.static_range(len(RANKS)):
-        q_l = Q + bg * S * _sum(RANKS) + column
-        if BLOCKS[l] == 0:
-            scores += _level(q_l, K[l], bg, j, length, S, _sum(RANKS), RANKS[l], SCALES[l], HEADS)
-        else:
-            start = t // BLOCKS[l] * BLOCKS[l]
-            if begin + CHUNK > start:
-                scores += _level(q_l, K[l], bg, j - start, BLOCKS[l], S, _sum(RANKS), RANKS[l], SCALES[l], HEADS)
-        column += RANKS[l]
-    return scores
+def _newest(AT, length):
+    """The newest position, as far as it matters: a full ring is seen whole, in whichever order."""
+    return tl.minimum(tl.load(AT).to(tl.int32), length - 1)
 
 
 @triton.jit
-def _level(
-    Q, K, bg, slot, size, S: tl.constexpr, WIDTH: tl.constexpr, R: tl.constexpr, SCALE: tl.constexpr,
-    HEADS: tl.constexpr,
-):  # fmt: skip
-    """q . k * SCALE for the keys in the slots, 0 before and after the block: (HEADS, CHUNK).
+def _start(t, BLOCK: tl.constexpr):
+    """The first position of the block that t is in; BLOCK is 0 for a block as long as the sequence."""
+    return t // BLOCK * BLOCK if BLOCK > 0 else t * 0
+
+
+@triton.jit
+def _reached(t, n: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr):
+    """The first chunk that reaches into the block of level n or of a finer one."""
+    start = t
+    for l in tl.static_range(n, len(BLOCKS)):
+        start = tl.minimum(start, _start(t, BLOCKS[l]))
+    return start // CHUNK
+
+
+@triton.jit
+def _queries(Q, S: tl.constexpr, RANKS: tl.constexpr, SCALES: tl.constexpr, HEADS: tl.constexpr, dtype: tl.constexpr):
+    """Every level's features of the queries times the level's scale: (HEADS, rank or more) each."""
+    head = tl.arange(0, HEADS)
+    q = ()
+    column = 0
+    for l in tl.static_range(len(RANKS)):
+        r = tl.arange(0, _padded(RANKS[l]))
+        mask = (head < S)[:, None] & (r < RANKS[l])[None, :]
+        x = tl.load(Q + head[:, None] * _sum(RANKS) + column + r[None, :], mask=mask, other=0.0)
+        q = q + ((x * SCALES[l]).to(dtype),)
+        column += RANKS[l]
+    return q
+
+
+@triton.jit
+def _level(q, K, bg, j, t, length, BLOCK: tl.constexpr, R: tl.constexpr):
+    """q . k for the positions j, 0 before and after the block: (HEADS, CHUNK).
 
     Slots not yet written are read, their scores masked by the caller: a mask at the newest position, unlike one at the
     ends of a block, would cut the 16-byte loads into 2-byte ones.
     """
-    R_PAD: tl.constexpr = max(16, triton.next_power_of_2(R))
-    head, r = tl.arange(0, HEADS), tl.arange(0, R_PAD)
-    q = tl.load(Q + head[:, None] * WIDTH + r[None, :], mask=(head < S)[:, None] & (r < R)[None, :], other=0.0)
+    size = BLOCK if BLOCK > 0 else length
+    r = tl.arange(0, _padded(R))
+    slot = j - _start(t, BLOCK)
     k_at = K + bg * R * size + r[:, None].to(tl.int64) * size + slot[None, :]
     k = tl.load(k_at, mask=(r < R)[:, None] & ((slot >= 0) & (slot < size))[None, :], other=0.0)
-    return tl.dot((q * SCALE).to(k.dtype), k, input_precision="ieee")
+    return tl.dot(q, k, input_precision="ieee")
 
 
 @triton.jit
@@ -149,15 +170,22 @@ def _sum(numbers):
     return sum(numbers)
 
 
+@triton.constexpr_function
+def _padded(rank):
+    """Features that a tensor-core product of `rank` features takes."""
+    return max(16, triton.next_power_of_2(rank))
+
+
 @triton.jit(do_not_specialize=["splits"])
 def _merge_splits(
-    PART, PEAK, TOTAL, AT, OUT, splits, S: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, D_PAD: tl.constexpr,
+    PART, PEAK, TOTAL, AT, OUT, length, splits, S: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
+    D_PAD: tl.constexpr,
 ):  # fmt: skip
     """The output of one query head from its splits, 64 at a time."""
     ROWS: tl.constexpr = 64
     bg, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    t = tl.load(AT).to(tl.int32)
-    used = tl.cdiv(t + 1, _share(t, splits, CHUNK))
+    t = _newest(AT, length)
+    used = tl.cdiv(t + 1, _share(t, splits, CHUNK) * CHUNK)
     feature = tl.arange(0, D_PAD)
     peak = tl.full([1], float("-inf"), tl.float32)
     total = tl.zeros([1], tl.float32)
@@ -175,6 +203,34 @@ def _merge_splits(
         acc = acc * shrink + tl.sum(parts * weights[:, None], 0)
         peak = higher
     tl.store(OUT + (bg * S + head) * D + feature, (acc / total).to(OUT.dtype.element_ty), mask=feature < D)
+
+
+def write_rows(slots, rows, at):
+    """Put rows[i] (B, G, 1, w_i) into slot at % size_i of slots[i] (B, G, size_i, w_i), positions or features first."""
+    B, G = rows[0].shape[:2]
+    rows = [row if row.stride(3) == 1 or row.shape[3] == 1 else row.contiguous() for row in rows]
+    with torch.cuda.device_of(at):
+        _write_rows[(B * G,)](
+            tuple(rows), tuple(slots), at, G, tuple(row.stride(0) for row in rows), tuple(row.stride(1) for row in rows),
+            tuple(x.shape[2] for x in slots), tuple(x.shape[3] for x in slots),
+            tuple(x.stride(3) == 1 for x in slots), num_warps=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def _write_rows(
+    ROWS, SLOTS, AT, G, STRIDE_B, STRIDE_G, SIZES: tl.constexpr, WIDTHS: tl.constexpr, BY_POSITION: tl.constexpr
+):
+    bg = tl.program_id(0).to(tl.int64)
+    t = tl.load(AT)
+    for i in tl.static_range(len(WIDTHS)):
+        feature = tl.arange(0, triton.next_power_of_2(WIDTHS[i]))
+        inside = feature < WIDTHS[i]
+        row = tl.load(ROWS[i] + bg // G * STRIDE_B[i] + bg % G * STRIDE_G[i] + feature, mask=inside)
+        slot = t % SIZES[i]
+        place = slot * WIDTHS[i] + feature if BY_POSITION[i] else feature.to(tl.int64) * SIZES[i] + slot
+        out = SLOTS[i] + bg * SIZES[i] * WIDTHS[i] + place
+        tl.store(out, row.to(SLOTS[i].dtype.element_ty), mask=inside)
 
 
 def _check(q, keys, v, block_sizes):
