@@ -24,9 +24,10 @@ def mlr_decode(q, keys, v, at, block_sizes, scales, shared=(), *, programs=PROGR
     """Attend from position `at` (1,), on the device, to itself and all before it: (B, G, S, d) in the dtype of v.
 
     q (B, G, S, sum of ranks), S query heads for each key head; keys[l] (B, G, min(b_l, length), r_l), the block that
-    `at` (or the last position, where `at` is beyond it) is in, laid out feature by feature, so keys[l].mT is contiguous; v (B, G, length, d), contiguous. Scores of a
-    level are multiplied by scales[l]; the sum is divided by the number of blocks of sizes `shared` that the two
-    positions have in common, if any are given. The other arguments tune, and do not change what is computed.
+    `at` is in (or the last position, where `at` is beyond it), laid out feature by feature, so keys[l].mT is
+    contiguous; v (B, G, length, d), contiguous. Scores of a level are multiplied by scales[l]; the sum is divided by
+    the number of blocks of sizes `shared` that the two positions have in common, if any are given. The other arguments
+    tune, and do not change what is computed.
     """
     B, G, S, _ = q.shape
     length, d = v.shape[2:]
@@ -211,7 +212,7 @@ def write_rows(slots, rows, at):
     rows = [row if row.stride(3) == 1 or row.shape[3] == 1 else row.contiguous() for row in rows]
     with torch.cuda.device_of(at):
         _write_rows[(B * G,)](
-            tuple(rows), tuple(slots), at, G, tuple(row.stride(0) for row in rows), tuple(row.stride(1) for row in rows),
+            tuple(rows), tuple(slots), at, G, tuple(x.stride(0) for x in rows), tuple(x.stride(1) for x in rows),
             tuple(x.shape[2] for x in slots), tuple(x.shape[3] for x in slots),
             tuple(x.stride(3) == 1 for x in slots), num_warps=1,
         )  # fmt: skip
@@ -219,7 +220,7 @@ def write_rows(slots, rows, at):
 
 @triton.jit
 def _write_rows(
-    ROWS, SLOTS, AT, G, STRIDE_B, STRIDE_G, SIZES: tl.constexpr, WIDTHS: tl.constexpr, BY_POSITION: tl.constexpr
+    ROWS, SLOTS, AT, G, STRIDE_B, STRIDE_G, SIZES, WIDTHS: tl.constexpr, BY_POSITION: tl.constexpr
 ):
     bg = tl.program_id(0).to(tl.int64)
     t = tl.load(AT)
