@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots import icl_compute, icl_examples, lm_compute
-from plots.records import read_runs
+from plots.records import read_runs, tuned
 from plots.style import picture
 from training.errors import BadInput, command
 
@@ -20,7 +20,7 @@ def draw(icl, lm, folder):
     """Write in_context_regression and language_modelling, as PNG and SVG, into the folder."""
     with picture(folder / "in_context_regression.png", panels=2) as (left, right):
         icl_compute.draw(left, icl, x="step", with_legend=False)
-        icl_examples.draw(right, icl)
+        icl_examples.draw(right, tuned(icl))
     with picture(folder / "language_modelling.png", panels=2) as (left, right):
         lm_compute.draw(left, lm, x="non_emb_compute", with_legend=False)
         lm_compute.draw(right, lm, x="seconds")

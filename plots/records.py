@@ -31,11 +31,13 @@ STRUCTURES = {  # token_mixing_struct: (name, colour, marker); after Okabe and I
 }
 IGNORED = {  # settings in which the runs of one curve may differ; runs of different lengths are different curves
     "seed", "out_dir", "init_from", "overwrite", "device", "backend", "compile", "attention_backend", "log_interval",
-    "data_dir",
+    "data_dir", "cuda_graph",
     "wandb_log", "wandb_entity", "wandb_project", "wandb_run_name",
     "eval_interval", "eval_iters", "eval_only", "eval_prompts", "eval_batch_size", "always_save_checkpoint",
 }  # fmt: skip
-SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps"}
+SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps", "n_head": "heads"}
+ICL_RATE = "training_learning_rate"
+ICL_SIZES = {"n_dims", "n_positions", "block_size", "d_model"}  # what a figure of in-context regression has in its axes
 X_AXES = {  # key of metrics.jsonl: words of the axis
     "non_emb_compute": "training FLOPs without embeddings",
     "compute": "training FLOPs",
@@ -100,6 +102,10 @@ class Run:
         step, line = max(self.evaluated[metric].items())
         self._check_finite(line[metric], metric, step)
         return step, line[metric]
+
+    def final(self, metric):
+        """The number that `metric` has at the last step it was evaluated at."""
+        return max(self.series(metric).items())[1][1]
 
     def _lacks(self, metric):
         return BadInput(f"{self.folder} has no {metric}; make it again with: {self.command('--overwrite=True')}")
@@ -208,12 +214,18 @@ def check_same(runs, names):
             raise BadInput(f"the runs differ in {name} ({_either(there)}); choose with --only {name}={there[0]}")
 
 
-def arguments(description, script):
-    """The parser of a figure from runs of `script`; a figure may add its own flags."""
+def run_arguments(description, script):
+    """The parser of a command that reads runs of `script`; it may add its own flags."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help=f"folders of runs of {script}, or folders that hold such folders")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="take runs with this setting")
+    return parser
+
+
+def arguments(description, script):
+    """The parser of a figure from runs of `script`."""
+    parser = run_arguments(description, script)
     parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="draw runs with this setting")
     return parser
 
 
@@ -231,7 +243,8 @@ def read_runs(paths, script, only=()):
 class Curve:
     """The runs of one curve and their name: the structure, and in `variant` what tells it from others of its structure.
 
-    x: where the mean over seeds is known; mean, low, high: the mean and the extremes there; steps: the training steps.
+    x: where the mean over seeds is known; mean, low, high: the mean and the extremes there; steps: the training steps;
+    tried: {learning rate: error} of the rates that this curve's was chosen from.
     """
 
     runs: list
@@ -241,6 +254,12 @@ class Curve:
     low: np.ndarray = None
     high: np.ndarray = None
     steps: list = None
+    tried: dict = None
+
+    @property
+    def settings(self):
+        """Those of its first run: all but the seed and what computes nothing are the others', too."""
+        return self.runs[0].settings
 
     @property
     def structure(self):
@@ -252,7 +271,7 @@ class Curve:
 
     @property
     def d_model(self):
-        return self.runs[0].settings["d_model"]
+        return self.settings["d_model"]
 
     @property
     def seeds(self):
@@ -265,17 +284,14 @@ class Curve:
         self.mean, self.low, self.high = values.mean(0), values.min(0), values.max(0)
 
 
-def group(runs):
+def group(runs, unnamed=frozenset()):
     """Curves without numbers, in the order of STRUCTURES and then of width; all labels differ.
 
-    A width is named where several are drawn; another setting where it tells apart curves of one structure and width.
+    A width is named where several are drawn; another setting where it tells apart curves of one structure and size.
+    Settings in `unnamed` are not, and labels may then be the same.
     Raises BadInput for the same seed twice in a curve.
     """
-    groups = {}
-    for run in runs:
-        key = {k: v for k, v in run.settings.items() if k not in IGNORED}
-        groups.setdefault(json.dumps([run.record["command"], key], sort_keys=True), []).append(run)
-    groups = sorted((sorted(g, key=lambda r: r.settings["seed"]) for g in groups.values()), key=_order)
+    groups = sorted(_alike(runs, IGNORED), key=_order)
     for g in groups:
         for a, b in itertools.pairwise(g):
             if a.settings["seed"] == b.settings["seed"]:
@@ -287,27 +303,67 @@ def group(runs):
         alike = [h[0].settings for h in groups if h[0].structure == g[0].structure]
         names = ["d_model"] if widths else []
         names += [n for n in _telling(alike) if n not in IGNORED | {"d_model"}]
-        curves.append(Curve(g, ", ".join(f"{SHORT.get(n, n)} = {_text(g[0].settings.get(n))}" for n in names)))
+        texts = [f"{SHORT.get(n, n)} = {_text(g[0].settings.get(n))}" for n in names if n not in unnamed]
+        curves.append(Curve(g, ", ".join(texts)))
     return curves
 
 
+def tuned(runs, metric="eval/last", rate=ICL_RATE, unnamed=frozenset()):
+    """As `group`, for each curve only the runs of its best learning rate: the lowest mean of `metric` at the end.
+
+    Rates are compared on the seeds that all of them have, so that more seeds of one are no advantage. Raises BadInput
+    if they have none in common.
+    """
+    kept, tried = [], {}
+    for kind in _alike(runs, IGNORED | {rate}):
+        rates = {}
+        for run in sorted(kind, key=lambda run: run.settings[rate]):
+            rates.setdefault(run.settings[rate], []).append(run)
+        common = set.intersection(*({run.settings["seed"] for run in same} for same in rates.values()))
+        if not common:
+            folders = ", ".join(str(run.folder) for run in kind)
+            raise BadInput(f"no seed is in all of {rate} = {_either(rates)}, which {folders} are to be compared at")
+        errors = {
+            r: float(np.mean([run.final(metric) for run in same if run.settings["seed"] in common]))
+            for r, same in rates.items()
+        }
+        best = rates[min(errors, key=errors.get)]
+        kept += best
+        tried |= dict.fromkeys((run.folder for run in best), errors)
+    curves = group(kept, unnamed | {rate})
+    for curve in curves:
+        curve.tried = tried[curve.runs[0].folder]
+    return curves
+
+
+def _alike(runs, but):
+    """Runs of one script whose settings agree but for `but`, in lists by seed."""
+    groups = {}
+    for run in runs:
+        key = {k: v for k, v in run.settings.items() if k not in but}
+        groups.setdefault(json.dumps([run.record["command"], key], sort_keys=True), []).append(run)
+    return [sorted(g, key=lambda r: r.settings["seed"]) for g in groups.values()]
+
+
 def _telling(alike):
-    """Names of the settings that differ between two of these that have the same width."""
+    """Names of the settings that differ between two of these that have the same size."""
     names = {}
     for a, b in itertools.combinations(alike, 2):
-        if a["d_model"] == b["d_model"]:
+        if all(a.get(n) == b.get(n) for n in ("d_model", "n_dims")):
             names |= {n: True for n in [*a, *b] if a.get(n) != b.get(n)}
     return list(names)
 
 
 def _order(runs):
+    """By structure and width; more heads first."""
     settings = runs[0].settings
-    return list(STRUCTURES).index(runs[0].structure), settings["d_model"], json.dumps(settings, sort_keys=True)
+    place = list(STRUCTURES).index(runs[0].structure)
+    return place, settings["d_model"], -settings["n_head"], json.dumps(settings, sort_keys=True)
 
 
-def learning_curves(runs, metric, x):
+def learning_curves(runs, metric, x, unnamed=frozenset()):
     """A Curve for each group of runs: `metric` over `x` from the first step on, where all its seeds were evaluated."""
-    curves = group(runs)
+    curves = group(runs, unnamed)
     for curve in curves:
         series = [run.series(metric, x) for run in curve.runs]
         curve.steps = sorted(s for s in set.intersection(*map(set, series)) if s > 0)
@@ -317,6 +373,30 @@ def learning_curves(runs, metric, x):
         points = np.array([[s[step] for step in curve.steps] for s in series], float)  # (seeds, n, 2)
         curve.set(points[..., 0], points[..., 1])
     return curves
+
+
+def envelope(curves):
+    """(x, y): where one of the curves goes below all that any of them reached with less, ascending in x."""
+    points = sorted((x, y) for curve in curves for x, y in zip(curve.x, curve.mean, strict=True))
+    lowest = np.minimum.accumulate([y for _, y in points])
+    first = np.flatnonzero(np.diff(lowest, prepend=np.inf) < 0)
+    return np.array([points[i][0] for i in first]), lowest[first]
+
+
+def by_setting(curves, name):
+    """{value: curves} of one setting, ascending."""
+    found = {}
+    for curve in sorted(curves, key=lambda curve: curve.settings[name]):
+        found.setdefault(curve.settings[name], []).append(curve)
+    return found
+
+
+def by_kind(curves):
+    """Lists of the curves that have one structure and one variant: they share a look, and differ in what is unnamed."""
+    kinds = {}
+    for curve in curves:
+        kinds.setdefault((curve.structure, curve.variant), []).append(curve)
+    return list(kinds.values())
 
 
 def fit_power_law(x, y):
@@ -337,19 +417,20 @@ def table(header, rows):
 
 
 def final_table(curves, y, x="step"):
-    """The last point of every curve: its seeds, its step, where it is on the x axis, its mean and its extremes."""
-    header = ["curve", "runs", "seeds", "step", *([] if x == "step" else [x]), y, "lowest", "highest"]
-    rows = [header]
+    """The last point of every curve: its seeds, its step, where it is on the x axis, its mean and its extremes.
+
+    Where the learning rate was chosen: the rate, and those it was chosen from.
+    """
+    rates = ["lr", "of"] if all(c.tried for c in curves) else []
+    header = ["curve", "runs", "seeds", *rates, "step", *([] if x == "step" else [x]), y, "lowest", "highest"]
+    rows = []
     for c in curves:
-        at = [] if x == "step" else [f"{c.x[-1]:.3g}"]
+        chosen = [f"{c.settings[ICL_RATE]:g}", " ".join(f"{rate:g}" for rate in c.tried)] if rates else []
+        at = [] if x == "step" else [f"{c.x[-1]:.4g}"]
         numbers = [f"{v[-1]:.4g}" for v in (c.mean, c.low, c.high)]
-        rows.append([c.label, str(len(c.runs)), " ".join(map(str, c.seeds)), f"{c.steps[-1]:,}", *at, *numbers])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-    return "\n".join(lines)
+        seeds = " ".join(map(str, c.seeds))
+        rows.append([c.label, str(len(c.runs)), seeds, *chosen, f"{c.steps[-1]:,}", *at, *numbers])
+    return table(header, rows)
 
 
 def _text(value):

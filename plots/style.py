@@ -15,6 +15,7 @@ from plots.records import STRUCTURES
 from training.errors import BadInput
 
 COLUMN, PANEL = 3.3, 2.55  # inches: width of a panel, and its height without the legend
+MARGIN = 0.1  # inches above a legend that several panels share
 LINES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))]  # one for every variant of the structures
 MARKER_SIZES = {"P": 6, "X": 6, "*": 8}  # the others 4.5
 GREY = "#777777"
@@ -27,8 +28,10 @@ RC = {
 
 
 @contextmanager
-def picture(out, panels=1):
-    """Gives the axes of `panels` panels side by side, saves them as PNG and SVG at the end and prints the paths.
+def picture(out, panels=1, columns=None):
+    """Gives the axes of `panels` panels, saves them as PNG and SVG at the end and prints the paths.
+
+    The panels stand side by side, or in rows of `columns`.
 
     Nothing is written if the body raises. Raises BadInput for an `out` that is not a .png or .svg path.
     """
@@ -36,21 +39,29 @@ def picture(out, panels=1):
     if out.suffix not in ("", ".png", ".svg"):
         raise BadInput(f"--out {out}: the picture is written as PNG and SVG, give a name that ends in .png")
     with matplotlib.style.context(["default", RC]):
-        figure = Figure(figsize=(COLUMN * panels, PANEL), layout="constrained")
-        axes = list(figure.subplots(1, panels, squeeze=False)[0])
-        yield axes
+        columns = min(panels, columns or panels)
+        rows = math.ceil(panels / columns)
+        figure = Figure(figsize=(COLUMN * columns, PANEL * rows), layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax in axes[panels:]:
+            ax.remove()
+        yield axes[:panels]
         figure.draw_without_rendering()  # places the legends
-        legends = [ax.get_legend().get_window_extent().height / figure.dpi for ax in axes if ax.get_legend()]
-        figure.set_figheight(PANEL + max(legends, default=0))
+        legends = [ax.get_legend() for ax in axes if ax.get_legend()] + figure.legends
+        heights = [legend.get_window_extent().height / figure.dpi for legend in legends]
+        figure.set_figheight(PANEL * rows + max(heights, default=0) + (MARGIN if figure.legends else 0))
         out.parent.mkdir(parents=True, exist_ok=True)
         for suffix, metadata in {".png": {}, ".svg": {"Date": None}}.items():
             figure.savefig(out.with_suffix(suffix), metadata=metadata)
             print(out.with_suffix(suffix))
 
 
-def draw_curves(ax, curves, markers, faint=False):
-    """A line for every curve, a band from the lowest seed to the highest, a marker at the points `markers(n)`."""
-    lines = line_styles(curves)
+def draw_curves(ax, curves, markers, faint=False, lines=None):
+    """A line for every curve, a band from the lowest seed to the highest, a marker at the points `markers(n)`.
+
+    lines: {variant: line style}, if not only of these curves.
+    """
+    lines = lines or line_styles(curves)
     for curve in curves:
         colour, look = STRUCTURES[curve.structure][1], structure_style(curve.structure)
         at = markers(len(curve.x))
@@ -86,15 +97,7 @@ def legend(ax, curves, notes=None):
 
     notes: {structure: text to add to its name}.
     """
-    lines, notes = line_styles(curves), notes or {}
-    structures = [
-        Line2D([], [], **structure_style(s), label=STRUCTURES[s][0] + notes.get(s, ""))
-        for s in dict.fromkeys(c.structure for c in curves)
-    ]
-    variants = [
-        Line2D([], [], color="black", linewidth=1, linestyle=lines[v], label=v)
-        for v in dict.fromkeys(c.variant for c in curves if c.variant)
-    ]
+    structures, variants = handles(curves, notes)
     longest = max(len(h.get_label().translate(dict.fromkeys(map(ord, "${}^")))) for h in [*structures, *variants])
     columns = 2 if longest <= 26 and len(structures) + len(variants) > 1 else 1
     if columns == 2 and variants:  # a column each
@@ -106,6 +109,30 @@ def legend(ax, curves, notes=None):
         handles=structures + variants, ncols=columns, loc="upper center", bbox_to_anchor=(0.45, 0),
         bbox_transform=ax.transAxes + below, handlelength=2.6, columnspacing=1.2, labelspacing=0.35, borderaxespad=0,
     )  # fmt: skip
+
+
+def shared_legend(axes, curves):
+    """The same below all the panels of a figure."""
+    figure, columns = axes[0].get_figure(root=True), axes[0].get_gridspec().ncols
+    shown = list(itertools.chain(*handles(curves)))
+    ncols = min(5 * columns // 2, len(shown))
+    figure.legend(
+        handles=shown, ncols=ncols, loc="outside lower center", handlelength=2.6, columnspacing=1.2, labelspacing=0.35
+    )
+
+
+def handles(curves, notes=None):
+    """What a legend shows: a colour and marker for every structure, a line for every variant."""
+    lines, notes = line_styles(curves), notes or {}
+    structures = [
+        Line2D([], [], **structure_style(s), label=STRUCTURES[s][0] + notes.get(s, ""))
+        for s in dict.fromkeys(c.structure for c in curves)
+    ]
+    variants = [
+        Line2D([], [], color="black", linewidth=1, linestyle=lines[v], label=v)
+        for v in dict.fromkeys(c.variant for c in curves if c.variant)
+    ]
+    return structures, variants
 
 
 def log_ticks(axis):

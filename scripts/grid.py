@@ -1,19 +1,22 @@
-"""What the paper's grids share: their settings, and which of their commands are printed.
+"""What the paper's grids share: their settings, which of their commands are printed, and running them on one machine.
 
 A run of a grid is a name, which becomes its folder, and the config files and flags that make it.
 """
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.configurator import configure, differences, setting
+from training.configurator import configure, differences, parse_list, setting
 from training.errors import BadInput
 
 
@@ -24,18 +27,88 @@ class GridSettings:
     only: str = setting("", "regular expression: the runs whose name it is found in")
     extra: str = setting("", "config files and flags for every run, after the grid's own")
     todo: bool = setting(False, "leave out what is finished and what waits or runs in SLURM's queue")
+    seeds: str = setting("", "several seeds, like 1|2|3, instead of the one")
+    run: bool = setting(False, "run here what is left to do, instead of printing it")
+    jobs: int = setting(1, "run: how many at a time, on one device")
+
+    def all_seeds(self):
+        return parse_list(self.seeds, "seeds") if self.seeds else (self.seed,)
 
 
 def show(cfg, script, runs):
-    """Print the command of every run, a pair (name, config files and flags); with cfg.todo only of those to be made."""
+    """Print the command of every run, a pair (name, config files and flags), or run it.
+
+    With cfg.todo or cfg.run only of the runs that are still to be made.
+    """
+    if cfg.jobs < 1:
+        raise BadInput(f"jobs is {cfg.jobs}, it must be at least 1")
     commands = []
     for name, flags in runs:
         if re.search(cfg.only, name):
             where = [f"--out_dir={cfg.out_dir}/{name}", "--init_from=auto"]
             commands.append(shlex.join(["python", script, *flags, *shlex.split(cfg.extra), *where]))
-    if cfg.todo:
+    if cfg.todo or cfg.run:
         commands = to_do(commands)
-    print("".join(f"{command}\n" for command in commands), end="")
+    if cfg.run:
+        run_here(commands, cfg.jobs)
+    else:
+        print("".join(f"{command}\n" for command in commands), end="")
+
+
+def run_here(commands, jobs):
+    """Run commands as processes, `jobs` at a time; what one prints is added to output.txt in its folder.
+
+    One that fails does not stop the others, and makes the exit status 1. At SIGINT or SIGTERM the running ones are told
+    to save and end, no other is started, and the status is 128 + n; the same command goes on later.
+    """
+    waiting, running, failed, asked = list(commands), {}, [], []
+    signals = signal.SIGINT, signal.SIGTERM
+    earlier = [signal.signal(number, lambda number, _: asked.append(number)) for number in signals]
+    try:
+        while (running or waiting) and not asked:
+            while waiting and len(running) < jobs:
+                command = waiting.pop(0)
+                running[start(command, jobs)] = command
+                say(command, f"started, {len(commands) - len(waiting)} of {len(commands)}")
+            time.sleep(0.2)
+            for process in [process for process in running if process.poll() is not None]:
+                command = running.pop(process)
+                say(command, f"ended with status {process.returncode}" if process.returncode else "finished")
+                failed += [command] if process.returncode else []
+    finally:
+        for process in running:
+            process.terminate()
+        for process, command in running.items():
+            say(command, f"ended with status {process.wait()}")
+        for number, handler in zip(signals, earlier, strict=True):
+            signal.signal(number, handler)
+    if asked:
+        sys.exit(128 + asked[0])
+    if failed:
+        logs = ", ".join(str(folder(command) / "output.txt") for command in failed)
+        sys.exit(f"error: {len(failed)} of {len(commands)} runs failed; why is in {logs}")
+
+
+def say(command, words):
+    print(f"{time.strftime('%H:%M:%S')} {folder(command)} {words}", flush=True)
+
+
+def start(command, jobs):
+    """The process of a command, out of reach of the terminal's Ctrl-C, with its share of the processor's cores."""
+    where = folder(command)
+    where.mkdir(parents=True, exist_ok=True)
+    _, *script = shlex.split(command)
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    with open(where / "output.txt", "a") as output:
+        return subprocess.Popen(
+            [sys.executable, *script], stdout=output, stderr=subprocess.STDOUT, env=threads | os.environ,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def folder(command):
+    """The folder of a command's run."""
+    return Path([part for part in shlex.split(command) if part.startswith("--out_dir=")][-1].partition("=")[2])
 
 
 def to_do(commands):

@@ -1,6 +1,7 @@
 """Figures from synthetic run records: what is drawn is what was recorded, and what is missing is named."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import warnings
@@ -12,10 +13,15 @@ from matplotlib.figure import Figure
 import train
 import train_ICL
 import train_TS
-from plots import attention_speed, icl_compute, icl_examples, lm_compute
+from plots import attention_speed, icl_compute, icl_examples, icl_table, icl_width, lm_compute
 from plots.records import (
+    ICL_SIZES,
     IGNORED,
     STRUCTURES,
+    Curve,
+    by_kind,
+    by_setting,
+    envelope,
     fit_power_law,
     group,
     learning_curves,
@@ -23,8 +29,9 @@ from plots.records import (
     parse_wanted,
     read_runs,
     select,
+    tuned,
 )
-from plots.style import tick_text
+from plots.style import line_styles, tick_text
 from structured import STRUCTURES as SCORING
 from training.errors import BadInput
 
@@ -95,7 +102,7 @@ def refusal(capsys, main, *argv):
 
 
 FIGURES = {"icl_compute": (icl_compute.main, write_icl), "icl_examples": (icl_examples.main, write_icl),
-           "lm_compute": (lm_compute.main, write_lm)}  # fmt: skip
+           "icl_width": (icl_width.main, write_icl), "lm_compute": (lm_compute.main, write_lm)}  # fmt: skip
 
 
 @pytest.mark.parametrize(("main", "write"), FIGURES.values(), ids=FIGURES)
@@ -134,7 +141,7 @@ def test_icl_compute_draws_the_record_from_the_first_step_on(x, tmp_path):
 
 def test_icl_examples_draws_the_last_evaluation_and_every_baseline(tmp_path):
     run = load_run(write_icl(tmp_path / "a"))
-    icl_examples.draw(ax := axes(), [run])
+    icl_examples.draw(ax := axes(), tuned([run]))
     last, lines = run.metrics[-1], drawn(ax)
     np.testing.assert_allclose(lines["standard"], [range(8), last["eval_pointwise/loss"]])
     for key, (words, _) in icl_examples.BASELINES.items():
@@ -152,7 +159,7 @@ def test_seeds_are_averaged_where_all_were_evaluated(tmp_path):
     want = 0.5**7
     assert (curve.steps, curve.seeds) == ([300], [1, 2])
     np.testing.assert_allclose([curve.mean, curve.low, curve.high], [[2 * want], [want], [3 * want]])
-    icl_examples.draw(ax := axes(), runs)
+    icl_examples.draw(ax := axes(), tuned(runs))
     np.testing.assert_allclose(drawn(ax)["standard"][1], [2 * 0.5**i for i in range(8)])
     assert len(ax.collections) == 1  # the band
 
@@ -250,15 +257,17 @@ def test_missing_metrics_are_named(tmp_path, capsys):
     assert "--overwrite=True" in said
     assert f"{b} has no paper_compute" in refusal(capsys, icl_compute.main, b, "--x", "paper_compute", "--out", out)
     c = write_icl(tmp_path / "c", scale=float("nan"))
-    assert f"{c}: eval_pointwise/loss is not finite at step 300" in refusal(capsys, icl_examples.main, c, "--out", out)
+    for main in (icl_compute.main, icl_examples.main, icl_width.main):
+        assert f"{c}: eval/last or " in refusal(capsys, main, c, "--out", out)
     assert not list(tmp_path.glob("fig*"))
 
 
 def test_what_cannot_share_a_picture_is_refused(tmp_path, capsys):
-    a, b = write_icl(tmp_path / "a"), write_icl(tmp_path / "b", n_dims=2)
+    a, b = write_icl(tmp_path / "a"), write_icl(tmp_path / "b", noise_std=0.5)
     lm, out = write_lm(tmp_path / "lm"), tmp_path / "fig.png"
-    said = refusal(capsys, icl_compute.main, a, b, "--out", out)
-    assert "differ in n_dims (2 or 4); choose with --only n_dims=2" in said
+    for main in (icl_compute.main, icl_examples.main, icl_width.main):
+        said = refusal(capsys, main, a, b, "--out", out)
+        assert "differ in noise_std (0.0 or 0.5); choose with --only noise_std=0.0" in said
     assert f"{lm} is a run of train.py" in refusal(capsys, icl_compute.main, a, lm, "--out", out)
     other = dict(command="train_TS.py", argv=["train_TS.py"], settings={}, status="finished")
     (tmp_path / "ts").mkdir()
@@ -321,6 +330,124 @@ def test_tick_text():
     assert [tick_text(v) for v in (0, 0.05, 1, 1.25, 1000, 1e4, 2e17, 1e-4)] == [
         "", "0.05", "1", "1.25", "1000", "$10^{4}$", "$2\\times10^{17}$", "$10^{-4}$"
     ]  # fmt: skip
+
+
+def write_grid(folder, sizes=((4, 16), (4, 32), (8, 64))):
+    """Standard attention with 8 heads and with 1, and bilinear BTT, at two learning rates, the second for one seed."""
+    kinds = dict(s8=("low_rank", 8, 2.0), s1=("low_rank", 1, 1.5), b8=("bilinear_BTT", 8, 1.0))
+    for (n_dims, d_model), (name, (structure, n_head, scale)) in itertools.product(sizes, kinds.items()):
+        flags = dict(n_dims=n_dims, n_positions=2 * n_dims, d_model=d_model, n_head=n_head)
+        for rate, seed in ((1e-3, 1), (1e-3, 2), (3e-3, 1)):
+            where = folder / f"{name}_n{n_dims}_d{d_model}_{rate}_{seed}"
+            best = (rate == 1e-3) == (name != "s1")
+            flags |= dict(training_learning_rate=rate, seed=seed, token_mixing_struct=structure)
+            write_icl(where, scale=scale * (1 if best else 1.25) * (16 / d_model) * (1 + seed / 10), **flags)
+    return read_runs([folder], "train_ICL.py")
+
+
+def test_the_best_learning_rate_is_chosen_on_the_seeds_that_all_have(tmp_path):
+    for rate, seed, scale in ((1e-3, 1, 1.0), (1e-3, 2, 9.0), (3e-3, 1, 2.0)):
+        write_icl(tmp_path / f"{rate}{seed}", training_learning_rate=rate, seed=seed, scale=scale)
+    write_icl(tmp_path / "wide", training_learning_rate=3e-3, d_model=256)
+    narrow, wide = tuned(read_runs([tmp_path], "train_ICL.py"))
+    assert (narrow.settings["training_learning_rate"], narrow.seeds) == (1e-3, [1, 2])  # though seed 2 is worse
+    assert narrow.tried == pytest.approx({1e-3: 0.5**7, 3e-3: 2 * 0.5**7})
+    assert list(wide.tried) == [3e-3]
+    assert [c.label for c in (narrow, wide)] == ["standard, D = 128", "standard, D = 256"]  # the rate is not named
+    write_icl(tmp_path / "other", training_learning_rate=1e-2, seed=7)
+    with pytest.raises(BadInput, match=r"no seed is in all of training_learning_rate = 0.001 or 0.003 or 0.01"):
+        tuned(read_runs([tmp_path], "train_ICL.py"))
+
+
+def test_icl_width_draws_the_final_error_over_the_width_of_a_head(tmp_path):
+    curves = tuned(write_grid(tmp_path), unnamed=ICL_SIZES)
+    assert list(line_styles(curves).items()) == [("heads = 8", "-"), ("heads = 1", "--"), ("", "-")]
+    mine = by_setting(curves, "n_dims")[4]
+    icl_width.draw(ax := axes(), mine, line_styles(curves))
+    lines = {box.get_label(): box for box in ax.containers}
+    assert list(lines) == ["standard, heads = 8", "standard, heads = 1", "bilinear BTT"]
+    for label, widths, scale, seeds in (
+        ("standard, heads = 8", [2, 4], 2.0, (1, 2)),
+        ("standard, heads = 1", [16, 32], 1.5, (1,)),
+        ("bilinear BTT", [2, 4], 1.0, (1, 2)),
+    ):
+        line, _, (bars,) = lines[label]
+        errors = [[scale * (1 + seed / 10) * half * 0.5**7 for seed in seeds] for half in (1, 0.5)]
+        np.testing.assert_allclose(line.get_data(), [widths, np.mean(errors, 1)])
+        ends = [segment[:, 1] for segment in bars.get_segments()]
+        np.testing.assert_allclose(ends, [[min(e), max(e)] for e in errors])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "4", "16", "32"]
+    bottleneck = [line for line in ax.lines if list(line.get_xdata()) == [4, 4]]
+    assert len(bottleneck) == 1
+    assert {"r = n_dims", "zero"} <= {t.get_text() for t in ax.texts}
+    more = write_icl(tmp_path / "more", token_mixing_struct="bilinear_BTT", d_model=16, n_head=8, max_iters=900)
+    again = tuned([*(run for curve in mine for run in curve.runs), load_run(more)], unnamed=ICL_SIZES | {"max_iters"})
+    with pytest.raises(BadInput, match="two points of one kind and head width"):
+        icl_width.draw(axes(), again, line_styles(again))
+
+
+def test_icl_compute_draws_every_run_and_the_envelope_of_its_means(tmp_path):
+    runs = [run for run in write_grid(tmp_path) if run.settings["n_dims"] == 4]
+    curves = learning_curves(runs, "eval/last", "compute", unnamed=ICL_SIZES | {"training_learning_rate"})
+    icl_compute.draw_envelopes(ax := axes(), curves, "compute", line_styles(curves))
+    assert list(drawn(ax)) == ["standard, heads = 8", "standard, heads = 1", "bilinear BTT"]
+    assert len(ax.lines) == len(runs) + 3
+    for alike in by_kind(curves):
+        x, y = drawn(ax)[alike[0].label]
+        assert (np.diff(x) > 0).all()
+        assert (np.diff(y) < 0).all()
+        points = {(a, b) for c in alike for a, b in zip(c.x, c.mean, strict=True)}
+        assert set(zip(x, y, strict=True)) <= points
+        for spent_, error in points:  # nothing is below it
+            assert error >= y[x <= spent_][-1]
+
+
+def test_envelope():
+    """Falling where a curve goes below all that were reached with less, wherever it is given."""
+    a, b = (Curve([], "") for _ in range(2))
+    a.set([1, 4, 8], [[9, 3, 2.5]])
+    b.set([2, 6, 9], [[10, 1, 5]])
+    np.testing.assert_array_equal(envelope([b, a]), [[1, 4, 6], [9, 3, 1]])
+
+
+def test_icl_examples_shows_the_largest_common_width_in_a_panel_for_each_n_dims(tmp_path, capsys):
+    write_grid(tmp_path / "runs")
+    write_icl(tmp_path / "runs" / "wide", n_dims=4, d_model=64)  # no other structure has it
+    icl_examples.main([str(tmp_path / "runs"), "--out", str(tmp_path / "a.png")])
+    said = capsys.readouterr().out
+    assert "n_dims = 4, D = 32" in said
+    assert "n_dims = 8, D = 64" in said
+    rows = [line.split() for line in said.splitlines() if line.startswith("standard, heads = 1")]
+    assert [row[6:9] for row in rows] == [["0.003", "0.001", "0.003"]] * 2  # the rate, and those it was chosen from
+    icl_examples.main([str(tmp_path / "runs"), "--only", "d_model=16", "--out", str(tmp_path / "b.png")])
+    assert "n_dims = 4, D = 16" in capsys.readouterr().out
+    write_icl(tmp_path / "mlr", n_dims=4, d_model=128, token_mixing_struct="bilinear_MLR")
+    said = refusal(capsys, icl_examples.main, tmp_path / "runs", tmp_path / "mlr", "--out", tmp_path / "c.png")
+    assert "no width is in all of" in said
+
+
+def test_icl_table(tmp_path, capsys):
+    write_grid(tmp_path)
+    icl_table.main([str(tmp_path), "--only", "n_dims=4"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[3] == (
+        "| standard, heads = 8 | 4 | 16 | 0.001 (0.001 0.003) | 0.018 (0.0172 to 0.0187) | 1 | 300 | 1 2 "
+        "| 0.5 (0.5 to 0.5) |"
+    )
+    assert len([line for line in said if line.startswith(("| standard", "| bilinear"))]) == 6
+    assert "18 runs, 0.2 hours of training." in said
+    assert not any(line.startswith("One learning rate only") for line in said)
+    icl_table.main([str(tmp_path), "--only", "training_learning_rate=1e-3"])
+    said = capsys.readouterr().out
+    assert "One learning rate only, so none was chosen: standard, heads = 8 at n_dims 4, D 16;" in said
+    run = tmp_path / "s1_n8_d64_0.003_1"
+    record = json.loads((run / "run.json").read_text())
+    record |= dict(commit="0123456789", device="GPU", versions=dict(torch="2.13.0"))
+    (run / "run.json").write_text(json.dumps(record))
+    icl_table.main([str(run), "--ledger"])
+    header, _, row, *_ = capsys.readouterr().out.splitlines()
+    assert header.startswith("| run | commit | device | torch | steps | seconds |")
+    assert row.startswith("| `s1_n8_d64_0.003_1` | 0123456 | GPU | 2.13.0 | 300 | 30 | 0.003 | 1 |")
 
 
 def write_bench(path, lengths=(512, 1000), device="GPU", **changes):

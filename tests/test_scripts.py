@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_part_of_a_grid_and_settings_for_every_run(capsys, monkeypatch):
     assert all((cfg.max_iters, cfg.device, cfg.d_model) == (7, "cpu", 256) for cfg in runs)
 
 
+def test_several_seeds(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, count in COUNTS.items():
+        runs = [settings(line)[0] for line in sweep(name, capsys, "--seeds=3|5")]
+        assert len(runs) == len({cfg.out_dir for cfg in runs}) == 2 * count
+        assert {cfg.seed for cfg in runs} == {3, 5}
+
+
 def test_finished_runs_are_left_out(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(grid, "queued", lambda: {lines[2]})
@@ -94,6 +103,79 @@ def test_queued_runs(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, squeue="echo no controller >&2; exit 1")
     with pytest.raises(BadInput, match="no controller"):
         grid.queued()
+
+
+STAND_IN = """
+import os, signal, sys, time
+name = [a for a in sys.argv if a.startswith("--out_dir=")][0].rpartition("/")[2]
+mode = {"a": "finish", "b": sys.argv[1], "c": "finish"}[name]
+print(name, "started", os.environ["OMP_NUM_THREADS"], flush=True)
+if mode == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
+    print("ready", flush=True)
+    time.sleep(60)
+sys.exit(7 if mode == "fail" else 0)
+"""
+
+
+def stand_ins(tmp_path, monkeypatch, mode):
+    """Commands of three runs a, b, c of a script that in b does as the mode says."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return [f"python {tmp_path}/stand_in.py {mode} --out_dir={tmp_path}/{name}" for name in "abc"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_a_run_that_fails_does_not_stop_the_others(jobs, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        grid.run_here(stand_ins(tmp_path, monkeypatch, "fail"), jobs)
+    assert end.value.code == f"error: 1 of 3 runs failed; why is in {tmp_path}/b/output.txt"  # so the status is 1
+    said = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    ends = {"a": "finished", "b": "ended with status 7", "c": "finished"}
+    assert {f"{tmp_path}/{name} {words}" for name, words in ends.items()} <= set(said)
+    assert said[0] == f"{tmp_path}/a started, 1 of 3"
+    together = max(sum(1 if "started" in line else -1 for line in said[:i]) for i in range(len(said)))
+    assert together <= jobs
+    for name in "abc":
+        assert f"{name} started {max(1, os.cpu_count() // jobs)}" in (tmp_path / name / "output.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_running_ones_save_and_starts_no_other(number, tmp_path, monkeypatch):
+    commands = stand_ins(tmp_path, monkeypatch, "wait")
+    program = f"from scripts.grid import run_here; run_here({commands}, 1)"
+    runner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    output = tmp_path / "b" / "output.txt"
+    while not (output.exists() and "ready" in output.read_text()):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.send_signal(number)
+    said = runner.communicate(timeout=30)[0]
+    assert runner.returncode == 128 + number
+    assert output.read_text().splitlines()[-1] == "saved"
+    assert f"{tmp_path}/b ended with status 143" in said
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_grid_runs_here_and_again_does_nothing(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tiny = "config/icl_configs/tiny.py --n_dims=2 --d_model=8 --n_head=2 --n_layer=1 --batch_size=2 --eval_prompts=4"
+    argv = ["--only=^(standard|bilinear_btt)_n16_d64_lr0.001", f"--out_dir={tmp_path}", "--run=True", "--jobs=2"]
+    argv += [f"--extra={tiny} --max_iters=2 --device=cpu"]
+    sweep("icl_regression", capfd, *argv)
+    for name in ("standard", "bilinear_btt"):
+        folder = tmp_path / f"{name}_n16_d64_lr0.001_seed1337"
+        assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+        assert "step 2/2" in (folder / "output.txt").read_text()
+    assert sweep("icl_regression", capfd, *argv) == []
+    assert sweep("icl_regression", capfd, *argv, "--extra=config/icl_configs/tiny.py", "--only=no_such_run") == []
+
+
+def test_no_jobs(capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep("icl_regression", capsys, "--run=True", "--jobs=0")
+    assert end.value.code == 2
+    assert "jobs is 0, it must be at least 1" in capsys.readouterr().err
 
 
 def programs(folder, monkeypatch, **bodies):

@@ -21,6 +21,10 @@ class Purpose(IntEnum):
     WEIGHTS = 3  # of a linear map or of a hidden layer
     VALUES = 4  # output weights of a network, leaves of a tree
     COORDINATES = 5  # which inputs a task looks at
+    ROTATION = 6  # of a shift's directions
+    ORTHANT = 7  # of the examples' inputs
+    SHIFT_NOISE = 8  # on the targets of noisy_labels
+    REPEATED = 9  # which example the query repeats
 
 
 def _matmul(a, b):

@@ -1,10 +1,11 @@
-"""Print one command per run of the in-context regression grid: dimensions, widths, structures, learning rates.
+"""The grid of in-context regression, over dimensions, widths, structures and learning rates: printed, or run.
 
     python scripts/icl_regression/sweep.py > runs.txt; bash runs.txt     # one after the other
+    python scripts/icl_regression/sweep.py --run=True --jobs=4           # here, four at a time on one device
     scripts/icl_regression/submit_icl_regression.sh                      # as one SLURM array
 
-Part of it: `--only=n16_`. More seeds: `--seed=2`. A command given again goes on where its run stopped, and does nothing
-if that is finished; `--todo=True` leaves finished runs out.
+Part of it: `--only=n16_`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. Shorter: `--extra=--max_iters=50000`. A command
+given again goes on where its run stopped, and does nothing if that is finished; `--todo=True` leaves finished runs out.
 
 Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck. The
 widths here are half of that, that, and twice that, up to 1024. Widths and rates are our choice, not the paper's list.
@@ -40,7 +41,7 @@ def mlr_ranks(d_head):
 
 @dataclass
 class Settings(GridSettings):
-    """Print the commands of the in-context regression grid."""
+    """Print or run the commands of the in-context regression grid."""
 
     out_dir: str = setting("out/icl_regression", "folder of the runs' folders")
 
@@ -49,11 +50,12 @@ class Settings(GridSettings):
 def main(argv=None):
     cfg, runs = configure(Settings, argv), []
     sizes = [(n_dims, d_model) for n_dims, widths in WIDTHS.items() for d_model in widths]
-    for (n_dims, d_model), (name, (configs, n_head)), lr in itertools.product(sizes, STRUCTURES.items(), RATES):
+    grid = itertools.product(cfg.all_seeds(), sizes, STRUCTURES.items(), RATES)
+    for seed, (n_dims, d_model), (name, (configs, n_head)), lr in grid:
         flags = [f"--n_dims={n_dims}", f"--d_model={d_model}", f"--n_head={n_head}"]
         flags += [f"--mlr_rank_list={mlr_ranks(d_model // n_head)}"] if name == "bilinear_mlr" else []
-        flags += [f"--training_learning_rate={lr}", f"--seed={cfg.seed}"]
-        run = f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{cfg.seed}"
+        flags += [f"--training_learning_rate={lr}", f"--seed={seed}"]
+        run = f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{seed}"
         runs.append((run, [f"{CONFIG}/paper.py", *configs, *flags]))
     show(cfg, "train_ICL.py", runs)
 

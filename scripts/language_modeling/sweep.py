@@ -1,12 +1,14 @@
-"""Print one command per language model of the paper's comparison, best learning rates included.
+"""The language models of the paper's comparison, best learning rates included: printed, or run.
 
     python scripts/language_modeling/sweep.py > runs.txt; bash runs.txt     # one after the other
+    python scripts/language_modeling/sweep.py --run=True --jobs=2           # here, two at a time on one device
     scripts/language_modeling/submit_language_modeling_greene.sh            # as one SLURM array
 
-Part of it: `--only=d256`. More seeds: `--seed=2`. A command given again goes on where its run stopped, and does nothing
-if that is finished; `--todo=True` leaves finished runs out.
+Part of it: `--only=d256`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. A command given again goes on where its run
+stopped, and does nothing if that is finished; `--todo=True` leaves finished runs out.
 """
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ RATES = {  # structure: {d_model: the best rate in the paper's runs}
 
 @dataclass
 class Settings(GridSettings):
-    """Print the commands of the language-modelling grid."""
+    """Print or run the commands of the language-modelling grid."""
 
     out_dir: str = setting("out/language_modeling", "folder of the runs' folders")
 
@@ -37,12 +39,12 @@ class Settings(GridSettings):
 @command
 def main(argv=None):
     cfg, runs = configure(Settings, argv), []
-    for structure, rates in RATES.items():
+    for seed, (structure, rates) in itertools.product(cfg.all_seeds(), RATES.items()):
         configs = [f"{CONFIG}/train_struct_gpt2.py"]
         configs += [f"{CONFIG}/{structure}.py"] if structure != "standard" else []
         for d_model, lr in rates.items():
-            flags = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={cfg.seed}"]
-            runs.append((f"{structure}_d{d_model}_seed{cfg.seed}", [*configs, *flags]))
+            flags = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={seed}"]
+            runs.append((f"{structure}_d{d_model}_seed{seed}", [*configs, *flags]))
     show(cfg, "train.py", runs)
 
 
