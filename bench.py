@@ -4,6 +4,7 @@
     python bench.py attention --lengths="1000|4100" --structures="MLR|window" --out=attention.json
     python bench.py decode
     python bench.py step --token_mixing_struct="low_rank|multi_level_low_rank" --compile=True
+    python bench.py icl --sizes="16x128|64x256" --tf32=True
 
 An attention function is timed only after its output and gradients agree with the float64 definition in
 structured/reference.py, on inputs that differ from call to call (--seed repeats them); otherwise its row says WRONG in
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, decode, step
+from benchmarks import attention, decode, icl, step
 from benchmarks.measure import heading, line, matmul_tflops
 from training.configurator import configure
 from training.devices import allow_tf32, device_name, pick_device
@@ -27,6 +28,7 @@ from training.errors import BadInput, command
 COMMANDS = {  # name: (its settings, a generator of its rows, the columns of its table)
     "attention": (attention.AttentionSettings, attention.rows, attention.COLUMNS),
     "decode": (decode.DecodeSettings, decode.rows, decode.COLUMNS),
+    "icl": (icl.IclSettings, icl.rows, icl.COLUMNS),
     "step": (step.StepSettings, step.rows, step.COLUMNS),
 }
 

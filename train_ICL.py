@@ -1,10 +1,11 @@
 """Train a transformer to regress in context, with any scoring function.
 
-    python train_ICL.py config/icl_configs/tiny_btt.py
+    python train_ICL.py config/icl_configs/tiny.py config/icl_configs/tiny_bilinear_btt.py
     python train_ICL.py config/icl_configs/paper.py --n_dims=16 --d_model=128 --token_mixing_struct=bilinear_BTT
 
 A prompt is x_1, y_1, x_2, y_2, ..; the model predicts every y_i from what came before it. From top to bottom: the
-settings, what a loss and an evaluation are. Prompts come from data/icl_regression, the loop is training/loop.py.
+settings, what a loss and an evaluation are. Prompts come from data/icl_regression, the loop is training/loop.py. On one
+GPU a step is a CUDA graph (training/capture.py); on the CPU, in float16 and with several processes it is run as it is.
 """
 
 import functools
@@ -17,6 +18,7 @@ import torch
 from data.icl_regression.baselines import baseline_errors
 from data.icl_regression.curriculum import Curriculum
 from data.icl_regression.sampler import evaluation_prompts, interleave, sample_prompts, training_examples
+from data.icl_regression.stream import PromptStream
 from data.icl_regression.tasks import TASKS
 from model import InContextRegressor
 from training.configurator import configure, setting
@@ -64,6 +66,7 @@ class Settings(RunSettings, StructureSettings):
     eval_interval: int = setting(2_500, "steps between two evaluations, each followed by a checkpoint", free=True)
     eval_prompts: int = setting(3_200, "prompts in an evaluation, none from the pool, always the same", free=True)
     eval_batch_size: int = setting(64, "prompts the evaluation takes at a time; changes no result", free=True)
+    cuda_graph: str = setting("auto", "steps as a CUDA graph: True, False; auto: on one GPU, not float16", free=True)
     ridge_alpha: float = setting(0.1, "penalty of the ridge baseline")
 
     ALIASES: ClassVar[dict] = dict(
@@ -108,6 +111,10 @@ class Settings(RunSettings, StructureSettings):
 
         return Curriculum(**ramp("dims", self.n_dims), **ramp("points", self.points))
 
+    def pool(self):
+        """The keywords that say which examples a step trains on."""
+        return dict(seed=self.seed, batch_size=self.batch_size, pool_size=self.training_num_training_examples)
+
     def task(self):
         """The keywords that make prompts of this task."""
         options = {name: getattr(self, f"task_{name}") for name in TASK_OPTIONS.get(self.training_task, ())}
@@ -120,20 +127,31 @@ class InContextRegression(Experiment):
     def __init__(self, cfg):
         self.curriculum = cfg.curriculum()
         # refuse a pool that is too small and a task that cannot be
-        examples = training_examples(cfg.seed, 0, cfg.batch_size, cfg.training_num_training_examples)
+        examples = training_examples(step=0, **cfg.pool())
         sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=1, **cfg.task())
         model_cfg = cfg.model_config(block_size=cfg.tokens)
         peak_lr = cfg.training_learning_rate
         super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims), peak_lr)
 
-    def loss(self, step, micro):
+    def inputs(self, step):
+        """x, y and what every position weighs in the loss: 1/points where the curriculum has a point.
+
+        Compiled and captured steps take prompts of full length at every step, so that nothing is compiled or captured
+        again: the points that the curriculum has not reached weigh 0, and no position before them sees them. The
+        loss is that of the shorter prompt to rounding, and the counters go on counting the shorter prompt.
+        """
+        return self.prompts.at(step)
+
+    @functools.cached_property
+    def prompts(self):
         cfg = self.cfg
-        dims, points = self.curriculum.at(step)
-        examples = training_examples(cfg.seed, step, cfg.batch_size, cfg.training_num_training_examples, self.device)
-        examples = examples[self.share.rows]
-        x, y = sample_prompts(seed=cfg.seed, examples=examples, n_points=points, dims=dims, **cfg.task())
-        error = (self.network(interleave(x, y)).float() - y).square().mean()
-        return {"overall_loss": error, "zero": y.square().mean()}
+        full_points = cfg.points if self.fixed_shapes else None
+        where = dict(rows=self.share.rows, full_points=full_points, device=self.device)
+        return PromptStream(self.curriculum, cfg.pool(), cfg.task(), cfg.max_iters, **where)
+
+    def losses(self, x, y, weight):
+        error = (self.network(interleave(x, y)).float() - y).square()
+        return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (y.square().mean(0) * weight).sum()}
 
     def summary(self, means):
         dims, points = self.curriculum.at(self.step - 1)

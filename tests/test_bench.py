@@ -9,7 +9,8 @@ import torch
 
 import bench
 import structured.cache
-from benchmarks import attention, decode, measure, step
+import train_ICL
+from benchmarks import attention, decode, icl, measure, step
 from training.configurator import configure
 from training.errors import BadInput
 
@@ -18,6 +19,9 @@ ATTENTION += ["--mlr_rank_list=4|2|2", "--gswa_rank_list=4|4", "--lengths=16|21"
 SMALL = ["--device=cpu", "--repeats=1", "--n_layer=2", "--d_model=16", "--d_head=8"]
 SMALL += ["--mlr_rank_list=4|2|2", "--gswa_rank_list=4|4"]
 STEP, DECODE = ["step", *SMALL, "--block_size=16"], ["decode", *SMALL, "--steps=2", "--lengths=16|32|64"]
+
+ICL = ["icl", "--device=cpu", "--repeats=1", "--steps=2", "--sizes=4x16|3x32", "--n_layer=1", "--n_head=2"]
+ICL += ["--batch_size=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -202,12 +206,43 @@ def test_step(tmp_path, capsys):
         assert row["tokens_per_s"] == pytest.approx(row["steps_per_s"] * 2 * 16)
 
 
+def test_icl(tmp_path, capsys):
+    rows, status = printed_and_saved(ICL, icl.COLUMNS, tmp_path / "rows.json", capsys)
+    assert status == 0
+    names = [(4, 16, name) for name in icl.STRUCTURES] + [(3, 32, name) for name in icl.STRUCTURES]
+    assert [(row["n_dims"], row["d_model"], row["token_mixing_struct"]) for row in rows[::2]] == names
+    for plain, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert (plain["loop"], ours["loop"]) == ("reference", "train_ICL")
+        assert ours["times_reference"] == pytest.approx(ours["steps_per_s"] / plain["steps_per_s"])
+        assert plain["token_mixing_struct"] == ours["token_mixing_struct"]
+
+
+@pytest.mark.parametrize("name", icl.STRUCTURES)
+def test_icls_reference_computes_the_same(name, tmp_path):
+    """The model with dense scores, and the prompts: predicting zero costs 1."""
+    cfg = configure(icl.IclSettings, ICL[1:])
+    run = cfg.run_settings(4, 16, name, str(tmp_path / "run"))
+    experiment = train_ICL.InContextRegression(run)
+    torch.nn.init.normal_(experiment.model.read_out.weight)
+    x, y, weight = experiment.inputs(0)
+    want = experiment.losses(x, y, weight)["overall_loss"]
+    for block in experiment.model.trunk.h:
+        block.attn.scoring = icl.DenseScores(block.attn.scoring)
+    assert experiment.losses(x, y, weight)["overall_loss"].item() == pytest.approx(want.item(), rel=1e-5)
+    run.batch_size = 4000
+    x, y = icl.draw_one_by_one(run)
+    assert x.shape == (4000, 8, 4)
+    assert y.square().mean().item() == pytest.approx(1, abs=0.1)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "argv",
     [[], ["steps"], [*ATTENTION, "--lengths=0"], [*ATTENTION, "--d_head=9"], [*ATTENTION, "--repeats=0"],
      [*ATTENTION, "--lenghts=8"], [*ATTENTION, "--structures=mlr"], [*ATTENTION, "--seed=-2"],
      [*DECODE, "--lengths=18"], [*DECODE, "--lengths=1"], [*DECODE, "--token_mixing_struct=mlr"],
-     [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"]],
+     [*ICL, "--sizes=16"], [*ICL, "--sizes=0x16"], [*ICL, "--sizes=4x15"], [*ICL, "--token_mixing_struct=mlr"],
+     [*ICL, "--steps=0"], [*ICL, "--cuda_graph=maybe"], [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"]],
     ids=" ".join,
 )  # fmt: skip
 def test_bad_input(argv, capsys):

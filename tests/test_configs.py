@@ -3,24 +3,27 @@
 import math
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from runs import metrics, record, waves, write_corpus, write_series
 
 import train
+import train_chronos
 import train_ICL
 import train_TS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "config").rglob("*.py"))
-SCRIPTS = {"train.py": train, "train_ICL.py": train_ICL, "train_TS.py": train_TS}
+SCRIPTS = {"train.py": train, "train_ICL.py": train_ICL, "train_TS.py": train_TS, "train_chronos.py": train_chronos}
 SMALL = {
     "train.py": "--dataset=corpus --d_model=192 --block_size=128 --batch_size=2 --gradient_accumulation_steps=1 "
     "--sliding_block_size=32 --eval_iters=1",
     "train_ICL.py": "--n_dims=4 --d_model=128 --n_head=8 --batch_size=4 --eval_prompts=8 --eval_batch_size=8 "
     "--training_curriculum_adaptive_inc=False",
     "train_TS.py": "--d_model=128 --n_head=2 --batch_size=4",
+    "train_chronos.py": "--batch_size=4 --eval_windows=1 --num_samples=2",
 }
 WIDTH = ("--d_model", "--n_head")
 LOSSES = ("train/loss", "overall_loss", "train/mse")
@@ -39,6 +42,8 @@ def test_header_commands_run(path, tmp_path, monkeypatch):
     write_series(tmp_path / "ETTh1", waves(800), rows=(500, 150, 150))
     assert commands(path), f"{path} does not open with a command that uses it"
     for number, (script, *arguments) in enumerate(commands(path)):
+        if script == "train_chronos.py" and find_spec("chronos") is None:
+            pytest.skip("needs requirements-chronos.txt")
         out_dir = tmp_path / str(number)
         keeps_width = path.name.startswith("tiny")
         small = [flag for flag in SMALL[script].split() if not (keeps_width and flag.startswith(WIDTH))]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from data.icl_regression import stream
 from data.icl_regression.baselines import baseline_errors
 from data.icl_regression.curriculum import Curriculum
 from data.icl_regression.philox import bits, normal, philox4x32, uniform
@@ -15,6 +16,7 @@ from data.icl_regression.sampler import (
     sample_prompts,
     training_examples,
 )
+from data.icl_regression.stream import BLOCK_STEPS, PromptStream
 from data.icl_regression.tasks import TASKS, Purpose
 from training.errors import BadInput
 
@@ -391,6 +393,51 @@ def test_too_few_steps_for_the_adaptive_rule():
         Curriculum.adaptive(16, 32, 33_333)
     with pytest.raises(BadInput, match="interval"):
         Curriculum.adaptive(16, 32, 1000, interval=0)
+
+
+GROWING = Curriculum(2, 6, 2, 5, 3, 12, 3, 7)  # dims every 5 steps, points every 7
+POOL = dict(seed=SEED, batch_size=6, pool_size=100)
+
+
+@pytest.mark.parametrize("full_points", [None, 12])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stream_gives_the_prompts_of_every_step(task, full_points):
+    """Bit for bit those made step by step, wherever the run begins, and whichever rows a process has."""
+    noise_std = 0.0 if task == "linear_classification" else 0.3
+    keywords = dict(task=task, n_dims=6, noise_std=noise_std)
+    for first, rows in [(0, slice(None)), (3, slice(0, 3)), (3, slice(3, 6))]:
+        prompts = PromptStream(GROWING, POOL, keywords, 100, rows=rows, full_points=full_points)
+        for step in [*range(first, 40), 2]:
+            dims, points = GROWING.at(step)
+            examples = training_examples(step=step, **POOL)[rows]
+            want = sample_prompts(seed=SEED, examples=examples, n_points=full_points or points, dims=dims, **keywords)
+            x, y, weight = prompts.at(step)
+            assert torch.equal(x, want[0])
+            assert torch.equal(y, want[1])
+            assert weight.tolist() == [float(torch.tensor(1) / points)] * points + [0] * (y.shape[1] - points)
+
+
+def test_which_steps_share_a_block(monkeypatch):
+    """Steps of one size, as many as fit into the memory and are still to come."""
+    keywords = dict(task="linear_regression", n_dims=6)
+
+    def blocks(n_steps, curriculum=GROWING, **options):
+        prompts, made = PromptStream(curriculum, POOL, keywords, n_steps, **options), []
+        for step in range(n_steps):
+            prompts.at(step)
+            if prompts.steps not in made:
+                made.append(prompts.steps)
+        assert [step for block in made for step in block] == list(range(n_steps))
+        return [len(block) for block in made]
+
+    constant = Curriculum(6, 6, 0, 1, 12, 12, 0, 1)
+    assert blocks(17) == [5, 2, 3, 4, 3]
+    assert blocks(150, constant) == [BLOCK_STEPS, BLOCK_STEPS, 150 - 2 * BLOCK_STEPS]
+    monkeypatch.setattr(stream, "CACHE_BYTES", 4 * 6 * 12 * 6 * 3)
+    assert blocks(7, constant) == [3, 3, 1]
+    assert blocks(7, constant, rows=slice(2, 4)) == [7]
+    monkeypatch.setattr(stream, "CACHE_BYTES", 1)
+    assert blocks(3, constant) == [1, 1, 1]
 
 
 def prediction_twins(x, y, alpha):

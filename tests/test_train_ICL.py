@@ -26,6 +26,7 @@ from runs import (
 )
 
 import train_ICL
+from data.icl_regression import stream
 from data.icl_regression.tasks import TASKS
 from training.configurator import configure
 
@@ -115,17 +116,16 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, capsys):
 
 def test_the_prompts_of_every_step(tmp_path, monkeypatch):
     """They grow with the curriculum, and no example of the pool comes twice in an epoch."""
-    sizes, seen, sample = [], [], train_ICL.sample_prompts
+    sizes, seen, sample = [], [], stream.sample_prompts
 
     def recorded(**options):
-        if "dims" in options:  # not the probe before the run
-            sizes.append((options["dims"], options["n_points"]))
-            seen.extend(options["examples"].tolist())
+        sizes.append((options["dims"], options["n_points"]))
+        seen.extend(options["examples"].tolist())
         return sample(**options)
 
-    monkeypatch.setattr(train_ICL, "sample_prompts", recorded)
+    monkeypatch.setattr(stream, "sample_prompts", recorded)
     train_ICL.main(argv(out_dir=tmp_path))
-    assert sizes == [(2, 4), (2, 4), (3, 6), (3, 6), (4, 8), (4, 8)]
+    assert sizes == [(2, 4), (3, 6), (4, 8)]  # two steps each
     assert len(set(seen)) == len(seen) == 6 * 4
 
 

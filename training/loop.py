@@ -14,7 +14,7 @@ from signal import Signals
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from training import devices
+from training import capture, devices
 from training.distributed import World
 from training.errors import BadInput, fail
 from training.mup import adamw, initialise
@@ -31,13 +31,17 @@ class Experiment:
     """A model in training. Subclasses define
 
     loss(step, micro)   dict of scalar tensors for the rows self.share.rows of a micro-batch; the first is minimised
+                        or, for steps that can be replayed as a CUDA graph (training/capture.py), its two halves:
+                        inputs(step), tensors whose shapes are the same at every step where self.fixed_shapes is true,
+                        and losses(*inputs), the dict
     evaluate()          dict of metrics, the same in every process
     lr_factor(step)     share of the peak learning rate
     step_cost(step)     Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
     summary(means)      metrics of a progress line from the means of the losses since the last one
     headline(metrics)   the evaluation's words in the progress output, and the number that "best" compares
 
-    cfg has max_iters, eval_interval, batch_size, perhaps gradient_accumulation_steps, and the fields of RunSettings.
+    cfg has max_iters, eval_interval, batch_size, perhaps gradient_accumulation_steps or cuda_graph (which excludes
+    the former), and the fields of RunSettings.
     """
 
     def __init__(self, cfg, command, build_model, peak_lr):
@@ -48,6 +52,8 @@ class Experiment:
         self.device = self.world.device(cfg.device)
         self.context = functools.partial(devices.autocast, self.device, cfg.dtype)
         self.context()  # an unknown dtype is refused before anything is written
+        choice = getattr(cfg, "cuda_graph", "False")
+        graph = capture.wanted(choice, self.device, cfg.dtype, self.world.size)
         devices.allow_tf32(cfg.tf32)
         self.run = (Follower if self.world.rank else Run)(cfg, command)
         self.world.join(self.device, cfg.backend)
@@ -60,6 +66,8 @@ class Experiment:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.dtype == "float16")
         self.network = self.world.wrap(torch.compile(self.model) if cfg.compile else self.model, self.device)
+        self.static_step = capture.StaticStep(self._static_update, self.device) if graph else None
+        self.fixed_shapes = graph or cfg.compile
         self.cost = functools.cache(self.model.compute)  # of a sequence of T tokens: counted once, asked every step
         self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(self.device)
         self.meter = LossMeter(self.world)
@@ -72,7 +80,7 @@ class Experiment:
         return dict(
             step=self.step,
             model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=portable(self.optimizer.state_dict()),
             scaler=self.scaler.state_dict(),
             best=self.best,
             counters=dict(self.counters),
@@ -86,7 +94,8 @@ class Experiment:
             if name not in saved:
                 raise BadInput(f"{path} has no {name}, which a resume needs")
         load_weights(self.model, saved["model"], path)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        own = self.optimizer.state_dict()["param_groups"]  # functions of the settings, and of where this run computes
+        self.optimizer.load_state_dict(dict(state=saved["optimizer"]["state"], param_groups=own))
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
         self.clock.seconds = saved["seconds"]
@@ -149,27 +158,63 @@ class Experiment:
                 self._progress()
 
     def _train_step(self):
+        self._set_learning_rates()
+        if self.static_step:
+            self._seed_dropout(0)
+            step = torch.full((), self.step, device=self.device)
+            self.static_step(step, *self.inputs(self.step))
+        else:
+            self._update()
+        self.meter.count += 1
+        self.counters += self.step_cost(self.step)
+        self.step += 1
+
+    def _set_learning_rates(self):
         factor = self.lr_factor(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+            rate = group["peak_lr"] * factor
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _seed_dropout(self, micro):
+        devices.seed_dropout(self.device, self.cfg.seed, self.step, micro, self.share.rows.start)
+
+    def _update(self):
+        """The ordinary step: this process's micro-batches, one after the other."""
         mine = self.share.micro_batches
         for micro in mine:
-            devices.seed_dropout(self.device, self.cfg.seed, self.step, micro, self.share.rows.start)
+            self._seed_dropout(micro)
             with self.world.accumulating(self.network, last=micro == mine[-1]):
                 with self.context():
                     losses = self.loss(self.step, micro)
-                objective = next(iter(losses.values())) / len(mine)
-                self.scaler.scale(objective).backward()
-            self.meter.add(losses, self.step, 1 / len(mine))
+                self._backward(losses, self.step, 1 / len(mine))
+        self._descend(self.step)
+
+    def _static_update(self, step, *inputs):
+        """The same of one micro-batch, on tensors that keep their places; `step` is one of them."""
+        with self.context():
+            losses = self.losses(*inputs)
+        self._backward(losses, step, 1.0)
+        self._descend(step)
+
+    def loss(self, step, micro):
+        return self.losses(*self.inputs(step))
+
+    def _backward(self, losses, step, weight):
+        objective = next(iter(losses.values())) * weight
+        self.scaler.scale(objective).backward()
+        self.meter.add(losses, step, weight)
+
+    def _descend(self, step):
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
         if not self.scaler.is_enabled():  # which skips a step whose gradient overflows
-            self.meter.watch(self.grad_norm, self.step, "gradient")
+            self.meter.watch(self.grad_norm, step, "gradient")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.counters += self.step_cost(self.step)
-        self.step += 1
 
     def _progress(self):
         cfg = self.cfg
@@ -226,8 +271,9 @@ class Experiment:
 class LossMeter:
     """Mean losses between two progress lines, and the first step at which something was not finite, kept on the device.
 
-    Adding waits for nothing. `read`, `check` and `state` wait for the device and speak for all processes, which call
-    them together; the first two raise NonFinite, in all of them, with the step.
+    Adding waits for nothing and works in place, so a CUDA graph can hold it. `count` is how many steps were added.
+    `read`, `check` and `state` wait for the device and speak for all processes, which call them together; the first two
+    raise NonFinite, in all of them, with the step.
     """
 
     def __init__(self, world):
@@ -235,18 +281,20 @@ class LossMeter:
         self.totals, self.count, self.first_bad = {}, 0, {}
 
     def add(self, losses, step, weight):
-        """Losses of a micro-batch, `weight` of what this process computes of the step."""
+        """Losses of a micro-batch, `weight` of what this process computes of the step; `step` may be a tensor."""
         for i, (name, value) in enumerate(losses.items()):
             value = value.detach().float()
-            self.totals[name] = self.totals.get(name, 0) + value * weight
+            if name not in self.totals:
+                self.totals[name] = torch.zeros_like(value)
+            self.totals[name] += value * weight
             if i == 0:
                 self.watch(value, step, "loss")
-        self.count += weight
 
     def watch(self, value, step, what):
         """Note the first step at which `value` is not finite."""
         first = torch.where(torch.isfinite(value), NEVER, step)
-        self.first_bad[what] = torch.minimum(self.first_bad.get(what, first), first)
+        earlier = self.first_bad.setdefault(what, first)
+        torch.minimum(earlier, first, out=earlier)
 
     def check(self):
         bad = [(int(self.world.least(step)), what) for what, step in self.first_bad.items()]
@@ -258,7 +306,9 @@ class LossMeter:
         """The means since the last reading."""
         self.check()
         means = {name: total.item() / self.count for name, total in self.state()["totals"].items()}
-        self.totals, self.count = {}, 0
+        for total in self.totals.values():
+            total.zero_()
+        self.count = 0
         return means
 
     def state(self):
@@ -267,6 +317,12 @@ class LossMeter:
     def restore(self, state, device):
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}
         self.count = state["count"]
+
+
+def portable(optimizer_state):
+    """An optimizer's state with learning rates as numbers, which on a GPU are tensors."""
+    groups = [dict(group, lr=float(group["lr"])) for group in optimizer_state["param_groups"]]
+    return dict(optimizer_state, param_groups=groups)
 
 
 def format_time(seconds):

@@ -53,6 +53,11 @@ def param_groups(model, lr, weight_decay=0.0):
 
 
 def adamw(model, lr, *, weight_decay=0.0, betas=(0.9, 0.95), device_type="cpu"):
-    """AdamW with the learning rates of the roles; eps 1e-20, so that small gradients of wide layers are not damped."""
-    groups = param_groups(model, lr, weight_decay)
-    return torch.optim.AdamW(groups, betas=betas, eps=1e-20, fused=device_type == "cuda")
+    """AdamW with the learning rates of the roles; eps 1e-20, so that small gradients of wide layers are not damped.
+
+    On a GPU the rates are tensors, which a CUDA graph reads anew: set them by `fill_`.
+    """
+    groups, on_gpu = param_groups(model, lr, weight_decay), device_type == "cuda"
+    for group in groups if on_gpu else ():
+        group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+    return torch.optim.AdamW(groups, betas=betas, eps=1e-20, fused=on_gpu, capturable=on_gpu)

@@ -1,0 +1,163 @@
+"""`bench.py icl`: training steps of train_ICL.py as users run them, beside the plain way of doing the same."""
+
+import gc
+import random
+import statistics
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+import train_ICL
+from benchmarks.measure import BenchSettings, attempt, chosen, elapsed_ms, peak_MiB
+from data.icl_regression.sampler import interleave
+from model import InContextRegressor
+from structured.attention import low_rank_scores, mix, visible
+from training.capture import WARM_UP, wanted
+from training.configurator import parse_list, setting
+from training.devices import allow_tf32, autocast
+from training.errors import BadInput
+from training.mup import initialise, param_groups
+
+STRUCTURES = ("low_rank", "bilinear_MLR", "bilinear_BTT")
+COLUMNS = {  # key: (width, format)
+    "n_dims": (6, "d"), "d_model": (7, "d"), "token_mixing_struct": (20, "s"), "loop": (10, "s"), "ms": (9, ".2f"),
+    "steps_per_s": (11, ".2f"), "peak_MiB": (9, ",.0f"), "times_reference": (15, ".2f"),
+}  # fmt: skip
+
+
+@dataclass
+class IclSettings(BenchSettings):
+    """Time training steps in context: prompts, forward, backward, clip, AdamW, sums of losses; beside the plain way.
+
+    The row "train_ICL" is the loop that train_ICL.py runs, without evaluations. The row "reference" is eager: prompts
+    drawn one by one on the host, dense T x T scores, AdamW with foreach, the loss read at every step.
+    """
+
+    sizes: str = setting("8x64", "n_dims x d_model of every model, with | between them")
+    token_mixing_struct: str = setting("all", f"scoring functions with | between them, or all: {', '.join(STRUCTURES)}")
+    n_layer: int = setting(6, "number of blocks")
+    n_head: int = setting(8, "number of heads")
+    batch_size: int = setting(64, "prompts of 2 n_dims pairs")
+    compile: bool = setting(False, "torch.compile the model of train_ICL")
+    cuda_graph: str = setting("auto", "let train_ICL replay steps as a CUDA graph: auto, True, False")
+    tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
+    repeats: int = setting(1, "timings that the median is taken of")
+    steps: int = setting(64, "steps in a timing, an eighth of them for the reference")
+
+    AT_LEAST_1: ClassVar[tuple] = ("repeats", "n_layer", "n_head", "batch_size", "steps")
+    ON_CUDA: ClassVar[tuple] = ("--sizes=16x128|32x256|64x256", "--repeats=5")
+
+    def run_settings(self, n_dims, d_model, structure, out_dir):
+        """The settings of a run of train_ICL.py, its ranks 8|4|2|2 scaled to the width of a head."""
+        width = d_model // self.n_head
+        ranks = [width // 2, width // 4, width // 8]
+        return train_ICL.Settings(
+            out_dir=out_dir, seed=self.seed, device=self.device, dtype=self.dtype, n_dims=n_dims, d_model=d_model,
+            n_layer=self.n_layer, n_head=self.n_head, batch_size=self.batch_size, token_mixing_struct=structure,
+            mlr_rank_list="|".join(map(str, [*ranks, width - sum(ranks)])),
+            compile=self.compile, cuda_graph=self.cuda_graph, tf32=self.tf32,
+        )  # fmt: skip
+
+
+def parse_sizes(text):
+    """"16x128|64x256" -> [(16, 128), (64, 256)]."""
+    sizes = [tuple(part.split("x")) for part in parse_list(text, "sizes", str)]
+    if not all(len(size) == 2 and all(n.isdecimal() and int(n) for n in size) for size in sizes):
+        raise BadInput(f"sizes is {text!r}; write n_dims x d_model with | between them, like \"16x128|64x256\"")
+    return [tuple(map(int, size)) for size in sizes]
+
+
+def rows(cfg, device):
+    """Two rows a size and scoring function: the reference, and train_ICL with the ratio of their steps/s."""
+    sizes = parse_sizes(cfg.sizes)
+    names = chosen(cfg.token_mixing_struct, STRUCTURES, "token_mixing_struct")
+    wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # refused before anything is timed
+    with tempfile.TemporaryDirectory() as folder:  # where nothing is written: a run that is not started has no record
+        runs = [cfg.run_settings(*size, name, f"{folder}/run") for size, name in product(sizes, names)]
+        for run in runs:
+            run.model_config(block_size=run.tokens)
+        for run in runs:
+            about = dict(n_dims=run.n_dims, d_model=run.d_model, token_mixing_struct=run.token_mixing_struct)
+            plain = attempt(partial(time_steps, cfg, device, partial(reference, run, device), cfg.steps // 8), device)
+            yield about | dict(loop="reference") | plain
+            ours = attempt(partial(time_steps, cfg, device, partial(train_icl, run), cfg.steps), device)
+            if "ms" in plain and "ms" in ours:
+                ours["times_reference"] = plain["ms"] / ours["ms"]
+            yield about | dict(loop="train_ICL") | ours
+
+
+def time_steps(cfg, device, build, steps):
+    """Times of the function that `build` gives, a step a call; peak memory of the first calls."""
+    torch.compiler.reset()  # no row inherits another's recompilations
+    gc.collect()  # or its memory
+    allow_tf32(cfg.tf32)
+    step = build()
+
+    def begin():
+        for _ in range(WARM_UP + 1):
+            step()
+
+    peak = peak_MiB(begin, device)  # before a graph is replayed, which allocates nothing
+    begin()
+    steps = max(1, steps)
+    ms = statistics.median(elapsed_ms(step, device, steps) / steps for _ in range(cfg.repeats))
+    return dict(ms=ms, steps_per_s=1e3 / ms, peak_MiB=peak)
+
+
+def train_icl(run):
+    """The step of train_ICL.py."""
+    return train_ICL.InContextRegression(run)._train_step
+
+
+def reference(run, device):
+    """The step as the definition reads."""
+    torch.manual_seed(run.seed)
+    model = InContextRegressor(run.model_config(block_size=run.tokens), run.n_dims)
+    for block in model.trunk.h:
+        block.attn.scoring = DenseScores(block.attn.scoring)
+    initialise(model.to(device))
+    groups = param_groups(model, run.training_learning_rate)
+    optimizer = torch.optim.AdamW(groups, betas=(run.beta1, run.beta2), eps=1e-20, foreach=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == "float16")
+
+    def step():
+        x, y = (part.to(device) for part in draw_one_by_one(run))
+        with autocast(device, run.dtype):
+            loss = (model(interleave(x, y)).float() - y).square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(model.parameters(), run.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+class DenseScores(nn.Module):
+    """A scoring function whose T x T scores, mask and softmax are tensors of their own."""
+
+    def __init__(self, scoring):
+        super().__init__()
+        self.scoring = scoring
+
+    def forward(self, x, v):
+        q, k = self.scoring.queries_and_keys(x)
+        return mix(low_rank_scores(q, k, self.scoring.scores_scale), v, visible(q, True))
+
+
+def draw_one_by_one(run):
+    """A batch of linear regression, x (B, points, n_dims) and y (B, points): each from its own seed, on the CPU."""
+    generator, prompts = torch.Generator(), []
+    for seed in random.sample(range(run.training_num_training_examples), run.batch_size):
+        generator.manual_seed(seed)
+        x = torch.randn(run.points, run.n_dims, generator=generator) * run.n_dims**-0.5
+        prompts.append((x, x @ torch.randn(run.n_dims, generator=generator)))
+    return tuple(torch.stack(parts) for parts in zip(*prompts, strict=True))
