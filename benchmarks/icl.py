@@ -51,7 +51,7 @@ class IclSettings(BenchSettings):
     steps: int = setting(64, "steps in a timing, an eighth of them for the reference")
 
     AT_LEAST_1: ClassVar[tuple] = ("repeats", "n_layer", "n_head", "batch_size", "steps")
-    ON_CUDA: ClassVar[tuple] = ("--sizes=16x128|32x256|64x256", "--repeats=5")
+    ON_CUDA: ClassVar[tuple] = ("--sizes=16x128|32x256|64x256", "--compile=True", "--repeats=5")
 
     def run_settings(self, n_dims, d_model, structure, out_dir):
         """The settings of a run of train_ICL.py, its ranks 8|4|2|2 scaled to the width of a head."""

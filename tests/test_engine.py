@@ -266,7 +266,7 @@ def test_a_graph_is_recorded_once_for_a_growing_curriculum(tmp_path, monkeypatch
 def test_a_captured_step_waits_for_nothing(structure, tmp_path, monkeypatch):
     """The making of the next prompts included."""
     monkeypatch.setattr(stream, "BLOCK_STEPS", 3)
-    settings = dict(ON_GPU, STEADY, **STRUCTURES[structure], token_mixing_struct=structure)
+    settings = dict(ON_GPU | STEADY, **STRUCTURES[structure], token_mixing_struct=structure)
     experiment = build(train_ICL.InContextRegression, settings, out_dir=tmp_path)
     for _ in range(capture.WARM_UP + 1):
         experiment._train_step()
@@ -304,7 +304,7 @@ def test_dropout_of_replayed_steps(tmp_path, monkeypatch):
 
 @cuda
 def test_captured_then_eager_then_captured(tmp_path, monkeypatch):
-    settings = dict(ON_GPU, STEADY, dropout=0.2)
+    settings = dict(ON_GPU | STEADY, dropout=0.2)
     parts = dict(settings, out_dir=tmp_path / "parts", init_from="auto")
     fit(train_ICL.InContextRegression, settings, out_dir=tmp_path / "whole", cuda_graph="True")
     stop_at(monkeypatch, 10, train_ICL.InContextRegression, parts, cuda_graph="True", out_dir=tmp_path / "parts")
@@ -318,7 +318,7 @@ def test_captured_then_eager_then_captured(tmp_path, monkeypatch):
 @cuda
 def test_a_captured_runs_checkpoint_goes_on_on_the_cpu(tmp_path):
     """And the other way round."""
-    settings = dict(ON_GPU, STEADY)
+    settings = ON_GPU | STEADY
     fit(train_ICL.InContextRegression, settings, out_dir=tmp_path / "run", cuda_graph="True", max_iters=30)
     weights = {name: w.cpu() for name, w in checkpoint(tmp_path / "run")["model"].items()}
     for device in ("cpu", "cuda"):

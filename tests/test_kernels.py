@@ -113,7 +113,7 @@ def test_the_tiles_that_are_used():
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels need a GPU")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("ranks", [(32, 8, 6, 4, 4, 4, 4, 2), (8,) * 8, (64, 64), (24, 12, 4)], ids=str)
 @pytest.mark.parametrize("T", [53, 256, 512, 1000, 1024, 2100, 4096])
 def test_compiled(T, ranks, dtype):

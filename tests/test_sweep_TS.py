@@ -1,0 +1,202 @@
+"""The time-series grid: its commands, what validation chooses, and the same by Ray Tune, killed and given again."""
+
+import dataclasses
+import json
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from runs import assert_same_run, checkpoint, flags, metrics, record, waves, write_series
+
+import train_TS
+from training.configurator import configure
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "time_series" / "sweep.py"
+RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray Tune: pip install -r requirements-ray.txt")
+SMALL = dict(
+    look_back=16, d_model=16, n_head=2, mlr_rank_list="4|2|2", batch_size=4, device="cpu", log_interval=1000,
+    eval_interval=10,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ett")
+    write_series(folder / "ETTh1", waves(700), (400, 150, 150))
+    return folder
+
+
+def sweep(capsys, *argv):
+    runpy.run_path(str(SCRIPT))["main"](list(argv))
+    return capsys.readouterr().out.splitlines()
+
+
+def settings(line):
+    python, script, *argv = shlex.split(line)
+    assert (python, script) == ("python", "train_TS.py")
+    return configure(train_TS.Settings, argv)
+
+
+def write_run(cfg, status, *errors):
+    """A run's folder with evaluations every 100 steps: (val/mse, test/mse)."""
+    folder = Path(cfg.out_dir)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(dict(status=status, settings=dataclasses.asdict(cfg))))
+    lines = [{"step": 50, "train/mse": 0.0}]
+    lines += [{"step": 100 * i, "val/mse": v, "test/mse": t, "test/mae": t} for i, (v, t) in enumerate(errors)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_grid(capsys):
+    """The paper's: 2 structures, 3 horizons, 3 rates, 2 numbers of iterations, each with a folder of its own."""
+    cfgs = [settings(line) for line in sweep(capsys)]
+    assert len(cfgs) == len({cfg.out_dir for cfg in cfgs}) == 36
+    made = {(cfg.token_mixing_struct, cfg.horizon, cfg.init_lr, cfg.max_iters) for cfg in cfgs}
+    assert made == {
+        (structure, horizon, lr, iterations)
+        for structure in ("low_rank", "multi_level_low_rank")
+        for horizon in (96, 192, 336)
+        for lr in (1e-5, 2e-4, 5e-3)
+        for iterations in (200, 1000)
+    }
+    for cfg in cfgs:
+        scoring = cfg.trunk(cfg.look_back).scoring
+        assert (cfg.n_layer, scoring.d_model, scoring.n_head, scoring.causal) == (2, 512, 8, False)
+        assert cfg.init_from == "auto"
+
+
+def test_part_of_it_and_what_is_left(tmp_path, capsys):
+    argv = [f"--out_dir={tmp_path}", "--only=^mlr_h96_.*_it200", "--seed=3"]
+    lines = sweep(capsys, *argv)
+    assert [settings(line).init_lr for line in lines] == [1e-5, 2e-4, 5e-3]
+    assert all(settings(line).seed == 3 for line in lines)
+    write_run(settings(lines[1]), "finished", (1.0, 1.0))
+    write_run(settings(lines[2]), "stopped: SIGTERM", (1.0, 1.0))
+    assert sweep(capsys, *argv, "--todo=True") == [lines[0], lines[2]]
+
+
+def test_validation_chooses(tmp_path, capsys):
+    """Among finished runs, by the lowest val/mse at any evaluation; a better test error elsewhere changes nothing."""
+    argv = [f"--out_dir={tmp_path}", "--only=_h96_.*_it200"]
+    runs = [settings(line) for line in sweep(capsys, *argv)]
+    assert len(runs) == 6
+    write_run(runs[0], "finished", (2.0, 0.1), (1.5, 0.9), (1.7, 0.2))
+    write_run(runs[1], "finished", (1.6, 0.1))
+    write_run(runs[2], "running", (0.1, 0.1))
+    write_run(runs[4], "finished", (1.2, 3.0))
+    assert sweep(capsys, *argv, "--best=True") == [
+        f"standard h96: val/mse 1.5000, test/mse 0.9000, test/mae 0.9000 ({Path(runs[0].out_dir).name}, step 100)",
+        f"mlr h96: val/mse 1.2000, test/mse 3.0000, test/mae 3.0000 ({Path(runs[4].out_dir).name}, step 0)",
+        "3 of 6 runs finished",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--gpu=1"], "did you mean 'gpus'"),
+        (["--cpus=0"], "cpus is 0"),
+        (["--run=True", "--ray=True"], "exclude each other"),
+    ],
+)
+def test_bad_input(argv, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep(capsys, *argv)
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray(capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep(capsys, "--ray=True")
+    assert end.value.code == 2
+    assert "pip install -r requirements-ray.txt" in capsys.readouterr().err
+
+
+def until(true, seconds=240):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_a_run_stops_when_its_parent_is_killed(data_dir, tmp_path):
+    """It saves, and its record says so."""
+    folder = tmp_path / "run"
+    argv = flags(SMALL, data_dir=data_dir, out_dir=folder, horizon=5, max_iters=10**6, features="S")
+    child = [sys.executable, "scripts/until_parent_ends.py", "train_TS.py", *argv]
+    code = f"import subprocess; subprocess.Popen({child}, stdin=subprocess.PIPE).wait()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    until((folder / "ckpt.pt").exists)
+    parent.kill()
+    parent.wait()
+    until(lambda: record(folder)["status"] != "running")
+    assert record(folder)["status"] == "stopped: SIGTERM"
+    assert record(folder)["argv"][0] == "train_TS.py"
+    assert checkpoint(folder)["step"] >= 10
+
+
+@pytest.fixture
+def tune(data_dir, tmp_path):
+    """tune(only, **settings) starts a sweep by Ray on this machine."""
+
+    def start(only, **more):
+        extra = shlex.join(flags(SMALL, data_dir=data_dir, features="S", **more))
+        argv = ["--ray=True", f"--out_dir={tmp_path}", f"--only={only}", f"--extra={extra}"]
+        return subprocess.Popen(
+            [sys.executable, str(SCRIPT), *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    return start
+
+
+@RAY
+def test_finished_runs_are_left_and_refused_ones_are_told(tune, tmp_path):
+    """A grid with another look_back finds a finished run in its first folder: that one fails, the other is made."""
+    done, other = (tmp_path / f"{name}_h96_lr0.0002_it200_seed1337" for name in ("standard", "mlr"))
+    said, _ = tune("^standard_h96_lr0.0002_it200", max_iters=20).communicate(timeout=300)
+    assert said.rstrip().endswith("1 of 1 runs finished")
+    assert "standard h96: val/mse" in said
+    written = (done / "metrics.jsonl").read_text()
+
+    second = tune("_h96_lr0.0002_it200", max_iters=20, look_back=96)
+    said, _ = second.communicate(timeout=300)
+    assert second.returncode == 1
+    assert f"1 of 2 runs did not finish, see {done}/output.txt" in said
+    assert "this run has look_back = 96" in (done / "output.txt").read_text()
+    assert (done / "metrics.jsonl").read_text() == written
+    assert record(other)["status"] == "finished"
+
+
+@RAY
+def test_a_sweep_killed_in_a_run_goes_on(tune, data_dir, tmp_path):
+    """Every process of it is killed; given again at once, the run ends as one that nothing interrupted."""
+    cut = tmp_path / "mlr_h96_lr0.0002_it200_seed1337"
+    killed = tune("^mlr_h96_lr0.0002_it200", max_iters=400)
+    until((cut / "ckpt.pt").exists)
+    os.killpg(killed.pid, signal.SIGKILL)
+    again = tune("^mlr_h96_lr0.0002_it200", max_iters=400)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert record(cut)["resumed"], "the run was cut, and went on from its checkpoint"
+    assert [m["step"] for m in metrics(cut) if "val/mse" in m] == list(range(0, 401, 10))
+
+    config = ["config/ts_configs/etth1.py", "config/ts_configs/mlr.py"]
+    whole = flags(SMALL, data_dir=data_dir, features="S", horizon=96, max_iters=400, out_dir=tmp_path / "whole")
+    train_TS.main([*config, *whole])
+    assert_same_run(cut, tmp_path / "whole")

@@ -1,0 +1,269 @@
+"""Train or fine-tune a Chronos T5, with its own self-attention or with MLR attention, and forecast ETT series with it.
+
+    pip install -r requirements-chronos.txt
+    python train_chronos.py config/ts_configs/chronos_tiny.py
+    python train_chronos.py --pretrained=amazon/chronos-t5-tiny --token_mixing_struct=multi_level_low_rank
+
+A window of look_back values becomes tokens, the model predicts those of the next horizon values. From top to bottom:
+the settings and the pipeline they ask for, the windows of a step, what a loss and an evaluation are. Tokens, model and
+quantile forecasts are chronos-forecasting's, MLR attention is in chronos_mlr.py, the loop is training/loop.py.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from data.kernel_synth import kernel_synth
+from train_TS import Windows
+from training.configurator import configure, parse_list, setting
+from training.errors import BadInput, command
+from training.loop import Experiment
+from training.settings import RunSettings
+
+STRUCTURES = ("low_rank", "multi_level_low_rank")
+QUANTILES = tuple(q / 10 for q in range(1, 10))
+
+
+@dataclass
+class Settings(RunSettings):
+    """Train or fine-tune a Chronos T5. Config files and flags, the later one winning."""
+
+    pretrained: str = setting("", "weights to begin with: a folder or a name on the hub; empty: random ones")
+    dataset: str = setting("ETTh1", "folder in data_dir that data/ett/prepare.py made")
+    data_dir: str = setting("data/ett", "where the prepared series are", free=True)
+    features: str = setting("M", "channels, each its own series: M, all of them, or S, the oil temperature OT alone")
+    synthetic: float = setting(0.1, "share of training windows that are draws from Gaussian processes (KernelSynth)")
+    look_back: int = setting(512, "values of the past that the model reads")
+    horizon: int = setting(64, "values of the future that it predicts")
+    n_layer: int = setting(4, "random weights: number of blocks, of the encoder and of the decoder")
+    d_model: int = setting(256, "random weights: model width")
+    n_head: int = setting(4, "random weights: number of heads")
+    d_head: int = setting(64, "random weights: width of a head")
+    d_ff: int = setting(1024, "random weights: width of the MLPs")
+    n_tokens: int = setting(4096, "random weights: size of the vocabulary; values get n_tokens - 3 bins")
+    dropout: float = setting(0.1, "random weights: dropout probability")
+    token_mixing_struct: str = setting("low_rank", "self-attention: low_rank (T5's own) or multi_level_low_rank")
+    mlr_rank_list: str = setting("32|16|8|8", "rank of every level, coarse to fine; they add up to the head width")
+    mlr_block_size_list: str = setting("default", "encoder: block length of every level; default: halved")
+    mlr_decoder_block_size_list: str = setting("default", "decoder: block length of every level; default: halved")
+    mlr_block_divide_by_num_levels: bool = setting(False, "scores times number of levels / number of levels shared")
+    batch_size: int = setting(32, "windows in a step, of all processes together")
+    max_iters: int = setting(200_000, "steps to train for; the rate falls to 0 there")
+    init_lr: float = setting(1e-3, "peak learning rate, of all weights")
+    warmup_iters: int = setting(0, "steps of linear warm-up")
+    eval_interval: int = setting(1_000, "steps between two evaluations, each followed by a checkpoint", free=True)
+    eval_windows: int = setting(64, "windows of a split, evenly spaced, that an evaluation forecasts; 0: all")
+    eval_batch_size: int = setting(64, "series that are forecast at a time")
+    num_samples: int = setting(20, "sampled futures that a forecast's quantiles are taken from")
+
+    ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")
+    POSITIVE: ClassVar[tuple] = ("init_lr",)
+    AT_LEAST: ClassVar[dict] = dict(
+        look_back=1, horizon=1, n_layer=1, d_model=1, n_head=1, d_head=1, d_ff=1, n_tokens=8, batch_size=1, max_iters=0,
+        warmup_iters=0, eval_interval=1, eval_windows=0, eval_batch_size=1, num_samples=1, synthetic=0, dropout=0,
+    )  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.token_mixing_struct not in STRUCTURES:
+            raise BadInput(f"token_mixing_struct is '{self.token_mixing_struct}', there are {', '.join(STRUCTURES)}")
+        if self.features not in ("M", "S"):
+            raise BadInput(f"features is '{self.features}', there are M (all channels) and S (OT alone)")
+        if self.synthetic > 1:
+            raise BadInput(f"synthetic is {self.synthetic}, a share is at most 1")
+        if self.dropout >= 1:
+            raise BadInput(f"dropout is {self.dropout}, it must be below 1")
+
+    def pipeline(self):
+        """The Chronos pipeline; BadInput for one that cannot be."""
+        pipeline = self.load() if self.pretrained else self.new()
+        lengths = dict(context_length=self.look_back, prediction_length=self.horizon, num_samples=self.num_samples)
+        vars(pipeline.model.config).update(lengths)
+        pipeline.inner_model.config.chronos_config = asdict(pipeline.model.config)
+        if self.token_mixing_struct == "multi_level_low_rank":
+            from chronos_mlr import use_mlr_attention
+
+            ranks = parse_list(self.mlr_rank_list, "mlr_rank_list")
+            names = dict(encoder="mlr_block_size_list", decoder="mlr_decoder_block_size_list")
+            given = {stack: name for stack, name in names.items() if getattr(self, name) != "default"}
+            blocks = {stack: parse_list(getattr(self, name), name) for stack, name in given.items()}
+            weighting = "shared" if self.mlr_block_divide_by_num_levels else "none"
+            use_mlr_attention(pipeline.inner_model, ranks, blocks, weighting)
+        return pipeline
+
+    def load(self):
+        """The pipeline of `pretrained`, as the library loads it."""
+        from chronos import ChronosPipeline
+        from transformers import T5ForConditionalGeneration
+
+        try:
+            pipeline = ChronosPipeline.from_pretrained(self.pretrained)
+        except (OSError, ValueError, TypeError, AssertionError) as error:
+            why = str(error).partition("\n")[0]
+            raise BadInput(f"pretrained={self.pretrained} cannot be loaded as a Chronos T5: {why}") from None
+        if not isinstance(pipeline.inner_model, T5ForConditionalGeneration):
+            raise BadInput(f"pretrained={self.pretrained} is a {type(pipeline.inner_model).__name__}, not a T5")
+        return pipeline
+
+    def new(self):
+        """A pipeline with random weights: T5's architecture, Chronos' tokens and its factor on T5's initial weights."""
+        from chronos import ChronosConfig, ChronosPipeline
+        from chronos.chronos import ChronosModel
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        chronos = ChronosConfig(
+            tokenizer_class="MeanScaleUniformBins",
+            tokenizer_kwargs=dict(low_limit=-15.0, high_limit=15.0),
+            context_length=self.look_back,
+            prediction_length=self.horizon,
+            n_tokens=self.n_tokens,
+            n_special_tokens=2,
+            pad_token_id=0,
+            eos_token_id=1,
+            use_eos_token=True,
+            model_type="seq2seq",
+            num_samples=self.num_samples,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+        )
+        config = T5Config(
+            vocab_size=self.n_tokens,
+            d_model=self.d_model,
+            d_kv=self.d_head,
+            d_ff=self.d_ff,
+            num_layers=self.n_layer,
+            num_heads=self.n_head,
+            dropout_rate=self.dropout,
+            initializer_factor=0.05,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+        return ChronosPipeline(chronos.create_tokenizer(), ChronosModel(chronos, T5ForConditionalGeneration(config)))
+
+
+class ChronosTraining(Experiment):
+    """Cross-entropy of the future's tokens in nats; the evaluation of lowest weighted quantile loss counts as best."""
+
+    def __init__(self, cfg):
+        from chronos_mlr import Chronos
+
+        self.data = Windows(cfg)
+        super().__init__(cfg, "train_chronos.py", lambda: Chronos(cfg.pipeline()), cfg.init_lr)
+        if self.run.saved is None:
+            self.model.load_state_dict(self.model.initial)
+        self.data.to(self.device)
+        saved = self.run.saved
+        if saved and saved["sha256"] != self.data.sha256:
+            raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {self.run.folder} was trained on")
+
+    def state(self):
+        return dict(super().state(), sha256=self.data.sha256)
+
+    def window(self, number):
+        """Training window `number`, (look_back + horizon,): a channel of the series or a synthetic one.
+
+        A pure function of (seed, number).
+        """
+        cfg = self.cfg
+        rng = np.random.Generator(np.random.Philox(key=[cfg.seed, 0], counter=[0, 0, 0, number]))
+        if rng.random() < cfg.synthetic:
+            series = kernel_synth(cfg.seed, number, cfg.look_back + cfg.horizon)
+            return torch.from_numpy(series).float().to(self.device)
+        past, future = self.data.batch([rng.choice(self.data.first["train"])])
+        return torch.cat([past, future], 1)[0, :, rng.integers(self.data.channels)]
+
+    def loss(self, step, micro):
+        cfg = self.cfg
+        numbers = range(step * cfg.batch_size, (step + 1) * cfg.batch_size)[self.share.rows]
+        past, future = torch.stack([self.window(n) for n in numbers]).cpu().split([cfg.look_back, cfg.horizon], 1)
+        tokenizer = self.model.pipeline.tokenizer
+        input_ids, attention_mask, scale = tokenizer.context_input_transform(past)
+        labels, asked = tokenizer.label_input_transform(future, scale)
+        inputs = input_ids, attention_mask, labels.masked_fill(~asked, -100)
+        return {"train/loss": self.network(*(x.to(self.device) for x in inputs))}
+
+    def evaluate(self):
+        val, test = self.errors("val"), self.errors("test")
+        return {
+            "val/mse": val["mse"],
+            "val/wql": val["wql"],
+            "test/mse": test["mse"],
+            "test/mae": test["mae"],
+            "test/wql": test["wql"],
+        }
+
+    def errors(self, split):
+        """Errors of the library's quantile forecasts: MSE and MAE of the median, and the mean weighted quantile loss.
+
+        The last is 2 sum(pinball loss) / sum |y|, averaged over the quantiles 0.1 to 0.9. A batch of series has its own
+        random numbers, those of its place: neither the training nor the number of processes moves them.
+        """
+        cfg, rows = self.cfg, self.data.first[split]
+        rows = rows[:: max(1, len(rows) // cfg.eval_windows)][: cfg.eval_windows] if cfg.eval_windows else rows
+        series = [(row, channel) for row in rows for channel in range(self.data.channels)]
+        batches = range(0, len(series), cfg.eval_batch_size)
+        sums = torch.zeros(len(batches), 4, dtype=torch.float64)
+        levels = torch.tensor(QUANTILES, dtype=torch.float64)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.context():
+            for i in self.world.part(len(batches)):
+                torch.manual_seed(i)
+                chosen = torch.tensor(series[batches[i] : batches[i] + cfg.eval_batch_size])
+                past, future = self.data.batch(chosen[:, 0])  # (B, look_back, channels)
+                past, future = (x.cpu()[range(len(chosen)), :, chosen[:, 1]] for x in (past, future))
+                quantiles, _ = self.model.pipeline.predict_quantiles(past, cfg.horizon, list(QUANTILES))
+                error = future[..., None].double() - quantiles.double()  # (B, horizon, quantiles)
+                median = error[..., QUANTILES.index(0.5)]
+                pinball = torch.maximum(levels * error, (levels - 1) * error)
+                sums[i] = torch.stack([x.sum() for x in (median.square(), median.abs(), 2 * pinball, future.abs())])
+        squared, absolute, pinball, size = self.world.reduce(sums).sum(0).tolist()
+        count = len(series) * cfg.horizon
+        return dict(mse=squared / count, mae=absolute / count, wql=pinball / len(QUANTILES) / size)
+
+    def headline(self, metrics):
+        words = ", ".join(f"{name.replace('/', ' ')} {value:.4f}" for name, value in metrics.items())
+        return words, metrics["val/wql"]
+
+    def summary(self, means):
+        return means
+
+    def lr_factor(self, step):
+        warmup = self.cfg.warmup_iters
+        return min((step + 1) / (warmup + 1), 1 - step / self.cfg.max_iters)
+
+    def step_cost(self, step):
+        B, T = self.cfg.batch_size, self.model.block_size
+        cost = self.cost(T)
+        return Counter(
+            tokens=B * T,
+            compute=6 * B * cost.macs,
+            non_emb_compute=6 * B * cost.non_emb,
+            paper_compute=B * cost.paper,
+        )
+
+    def fit(self):
+        """And leave the finished model in out_dir/chronos, for ChronosPipeline.from_pretrained."""
+        super().fit()
+        if self.world.rank == 0:
+            self.model.t5.save_pretrained(self.run.folder / "chronos")
+
+
+@command
+def main(argv=None):
+    cfg = configure(Settings, argv)
+    missing = [name for name in ("chronos", "transformers") if find_spec(name) is None]
+    if missing:
+        raise BadInput(f"no package {' and '.join(missing)}: pip install -r requirements-chronos.txt")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    ChronosTraining(cfg).fit()
+
+
+if __name__ == "__main__":
+    main()
