@@ -138,6 +138,10 @@ GSWA = "--token_mixing_struct=low_rank_with_gswa"
 SEQUENTIAL = "--token_mixing_struct=low_rank_with_sequential_gswa"
 
 BOTH = [  # arguments, words of the message
+    (
+        ["--token_mixing_struct=low_rank_with_sliding_window", "--attention_backend=flex", "--sliding_block_size=4"],
+        ["'flex' needs a CUDA device, not cpu"],
+    ),
     (["--n_heads=3"], ["--n_heads=3", "no setting 'n_heads'", "did you mean 'n_head'?"]),
     (["--mlr_rank_lst=8"], ["did you mean 'mlr_rank_list'?"]),
     (["--compile=1"], ["compile takes bool, got 1"]),
