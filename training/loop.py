@@ -14,6 +14,7 @@ from signal import Signals
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from structured.attention import check_device
 from training import capture, devices
 from training.distributed import World
 from training.errors import BadInput, fail
@@ -52,6 +53,7 @@ class Experiment:
         self.device = self.world.device(cfg.device)
         self.context = functools.partial(devices.autocast, self.device, cfg.dtype)
         self.context()  # an unknown dtype is refused before anything is written
+        check_device(getattr(cfg, "attention_backend", "auto"), self.device)
         choice = getattr(cfg, "cuda_graph", "False")
         graph = capture.wanted(choice, self.device, cfg.dtype, self.world.size)
         devices.allow_tf32(cfg.tf32)
