@@ -45,6 +45,7 @@ class IclSettings(BenchSettings):
     n_head: int = setting(8, "number of heads")
     batch_size: int = setting(64, "prompts of 2 n_dims pairs")
     compile: bool = setting(False, "torch.compile the model of train_ICL")
+    keep: float = setting(0.5, "compile: share of the activations that train_ICL keeps")
     cuda_graph: str = setting("auto", "let train_ICL replay steps as a CUDA graph: auto, True, False")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     repeats: int = setting(1, "timings that the median is taken of")
@@ -61,7 +62,7 @@ class IclSettings(BenchSettings):
             out_dir=out_dir, seed=self.seed, device=self.device, dtype=self.dtype, n_dims=n_dims, d_model=d_model,
             n_layer=self.n_layer, n_head=self.n_head, batch_size=self.batch_size, token_mixing_struct=structure,
             mlr_rank_list="|".join(map(str, [*ranks, width - sum(ranks)])),
-            compile=self.compile, cuda_graph=self.cuda_graph, tf32=self.tf32,
+            compile=self.compile, keep=self.keep, cuda_graph=self.cuda_graph, tf32=self.tf32,
         )  # fmt: skip
 
 

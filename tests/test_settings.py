@@ -138,6 +138,7 @@ GSWA = "--token_mixing_struct=low_rank_with_gswa"
 SEQUENTIAL = "--token_mixing_struct=low_rank_with_sequential_gswa"
 
 BOTH = [  # arguments, words of the message
+    (["--keep=1.5"], ["keep is 1.5", "from 0 to 1"]),
     (
         ["--token_mixing_struct=low_rank_with_sliding_window", "--attention_backend=flex", "--sliding_block_size=4"],
         ["'flex' needs a CUDA device, not cpu"],

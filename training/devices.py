@@ -5,6 +5,7 @@ import platform
 
 import numpy as np
 import torch
+import torch._functorch.config
 
 from training.errors import BadInput
 
@@ -50,6 +51,12 @@ def seed_dropout(device, *numbers):
         torch.mps.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)
+
+
+def compiled(model, keep=1.0):
+    """torch.compile of a model, keeping a share of what its backward pass needs; the rest is computed again there."""
+    torch._functorch.config.activation_memory_budget = keep
+    return torch.compile(model)
 
 
 def allow_tf32(on):

@@ -67,7 +67,8 @@ class Experiment:
             self.model, peak_lr, weight_decay=cfg.weight_decay, betas=betas, device_type=self.device.type
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.dtype == "float16")
-        self.network = self.world.wrap(torch.compile(self.model) if cfg.compile else self.model, self.device)
+        network = devices.compiled(self.model, cfg.keep) if cfg.compile else self.model
+        self.network = self.world.wrap(network, self.device)
         self.static_step = capture.StaticStep(self._static_update, self.device) if graph else None
         self.fixed_shapes = graph or cfg.compile
         self.cost = functools.cache(self.model.compute)  # of a sequence of T tokens: counted once, asked every step

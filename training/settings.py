@@ -114,6 +114,7 @@ class RunSettings:
     dtype: str = setting("float32", "precision of the forward pass: float32, bfloat16 or float16")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     compile: bool = setting(False, "torch.compile the model", free=True)
+    keep: float = setting(1.0, "compile: share of the activations that are kept, not computed again", free=True)
     weight_decay: float = setting(0.0, "AdamW's weight decay, on matrices")
     beta1: float = setting(0.9, "AdamW's first decay rate")
     beta2: float = setting(0.95, "AdamW's second decay rate")
@@ -132,6 +133,8 @@ class RunSettings:
         for name in self.POSITIVE:
             if getattr(self, name) <= 0:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be above 0")
+        if not 0 <= self.keep <= 1:
+            raise BadInput(f"keep is {self.keep}, a share is from 0 to 1")
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be below 1")

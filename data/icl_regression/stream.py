@@ -5,7 +5,7 @@ import torch
 from data.icl_regression.sampler import sample_prompts, training_examples
 
 BLOCK_STEPS = 64
-CACHE_BYTES, GPU_BYTES = 2**19, 2**25  # of x in a block: what a CPU caches; what is worth many small kernels
+CACHE_BYTES, GPU_BYTES = 2**19, 2**23  # of x in a block: what a CPU caches; what is worth many small kernels
 
 
 class PromptStream:
