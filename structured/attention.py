@@ -118,9 +118,8 @@ def check_backend(kind, backend):
 
 def check_device(backend, device):
     """Raise BadInput where a backend asked for by name needs a GPU and `device` is none; for what has no inputs yet."""
-    if backend == "flex" or (backend == "triton" and not kernels.interpreted()):
-        if device.type != "cuda":
-            raise BadInput(f"backend '{backend}' needs a CUDA device, not {device.type}; 'auto' chooses by itself")
+    if (backend == "flex" or (backend == "triton" and not kernels.interpreted())) and device.type != "cuda":
+        raise BadInput(f"backend '{backend}' needs a CUDA device, not {device.type}; 'auto' chooses by itself")
 
 
 def _choose(kind, backend, refusals, q):
