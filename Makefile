@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test figures lint interpreter clean
+.PHONY: demo test figures lint interpreter chronos clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
@@ -17,6 +17,7 @@ figures: .venv/ready
 	$(BIN)/python plots/demo.py results/demo --out results
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_1500_* --out results/language_modeling_1500.png
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_3000_* --out results/language_modeling_3000.png
+	$(BIN)/python plots/attention_speed.py results/bench/attention_h100.json --out results/attention_speed.png
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -32,6 +33,10 @@ lint: .venv/ready
 # Triton, whose interpreter runs the kernel tests where there is no GPU; with PyTorch for CUDA it is there already
 interpreter: .venv/ready
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps triton==3.9.0
+
+# what train_chronos.py and its tests need
+chronos: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-chronos.txt
 
 clean:
 	rm -rf .venv out
