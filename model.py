@@ -5,6 +5,7 @@ Pre-norm blocks, MLP of width 4 d_model with exact GELU, no biases unless asked 
 maximal update parametrization; `training/mup.py` initialises them. Geometry is computed, never stored in a checkpoint.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from structured import BadInput, ScoringConfig, build_scoring
-from structured.cache import ModelCache
+from structured.cache import ModelCache, ReplayedStep
 from structured.layers import BlockDiagonal, Linear
 
 
@@ -187,19 +188,24 @@ class GPT(Head):
         if temperature < 0 or (top_k is not None and top_k < 1):
             words = "a temperature is at least 0, top_k at least 1 (None: all tokens)"
             raise BadInput(f"temperature {temperature}, top_k {top_k}: {words}")
-        cache = None
+        step = None
         for _ in range(max_new_tokens):
             B, T = idx.shape
             if not use_cache or self.block_size < T:
-                x = self.trunk(self.wte(idx[:, -self.block_size :]))
+                logits = self._last_logits(idx[:, -self.block_size :])
+            elif step is None:
+                length = -(-(T + max_new_tokens) // 16) * 16  # whole vectors of memory
+                cache = self.trunk.new_cache(B, min(length, self.block_size))
+                step = ReplayedStep(functools.partial(self._last_logits, cache=cache), cache)
+                logits = self._last_logits(idx, cache)
             else:
-                if cache is None:
-                    length = -(-(T + max_new_tokens) // 16) * 16  # whole vectors of memory
-                    cache = self.trunk.new_cache(B, min(length, self.block_size))
-                x = self.trunk(self.wte(idx[:, cache.count :]), cache)  # the prompt, then the newest token
-            token = draw(self.lm_head(x[:, -1]).float(), temperature, top_k, generator)
-            idx = torch.cat([idx, token], 1)
+                logits = step(idx[:, -1:])
+            idx = torch.cat([idx, draw(logits, temperature, top_k, generator)], 1)
         return idx
+
+    def _last_logits(self, idx, cache=None):
+        """Logits of the token after the last one, float32 (B, vocab_size)."""
+        return self.lm_head(self.trunk(self.wte(idx), cache)[:, -1]).float()
 
 
 def draw(logits, temperature, top_k, generator):

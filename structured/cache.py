@@ -7,8 +7,9 @@ A cache belongs to one layer. It is allocated once, for `batch` sequences of up 
     LevelCache   level l keeps the keys of the current level-l block only, b_l of them; every value
     InputCache   bilinear x^T M x': the inputs x, which all heads share, one more number a head; every value
 
-The position lives on the device (`at`), and shapes depend on it only through the next power of two, so a step can be
-captured in a CUDA graph and replayed. Heads are grouped by the key head they share: q is (B, G, H / G, r) here.
+The position lives on the device (`at`), and shapes depend on it only through the next power of two, and with the fused
+kernel not at all: there a step is captured in a CUDA graph and replayed (`ReplayedStep`). Heads are grouped by the key
+head they share: q is (B, G, H / G, r) here.
 """
 
 import functools
@@ -150,6 +151,11 @@ class KeyCache:
         plain = self.link_options() == dict(link="softmax", dropout=0.0)
         return _decode_kernels(self.at.device) if fits and plain else None
 
+    @property
+    def replayable(self):
+        """Whether a step launches the same work at every position."""
+        return self.kernels() is not None
+
     def check(self, B, T):
         if self.batch != B:
             raise BadInput(f"the cache keeps {self.batch} sequences, here are {B}")
@@ -176,6 +182,8 @@ class KeyCache:
 
 class GSWACache(KeyCache):
     """Global + sliding-window attention: the window part's keys are a ring, its values are found among all."""
+
+    replayable = False
 
     def key_slots(self):
         far, near = self.cfg.gswa_ranks
@@ -292,6 +300,37 @@ class ModelCache:
     @property
     def nbytes(self):
         return self.key_bytes + self.value_bytes
+
+
+class ReplayedStep:
+    """`step(token)`, which takes one more token through a ModelCache: from the third call on as a CUDA graph.
+
+    The host then gives one command a token instead of some hundred. Where a layer's work depends on the position every
+    call runs `step`. The output of a call stands where the next one puts its own.
+    """
+
+    WARM_UP = 2  # calls in which kernels are compiled
+
+    def __init__(self, step, cache):
+        self.step, self.cache = step, cache
+        self.replayable = all(layer.replayable for layer in cache.layers)
+        self.calls, self.graph = 0, None
+
+    def __call__(self, token):
+        self.calls += 1
+        if not self.replayable or self.calls <= self.WARM_UP:
+            return self.step(token)
+        if self.graph is None:
+            self.token = token.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # which counts the token and computes nothing
+                self.out = self.step(self.token)
+        else:
+            self.token.copy_(token)
+            for layer in self.cache.layers:
+                layer.count += 1
+        self.graph.replay()
+        return self.out
 
 
 def row_scores(q, k, scale):

@@ -1,6 +1,7 @@
 """Generation with a key cache: the same as recomputing the prefix, from the memory that DESIGN 3 promises."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import subprocess
@@ -17,7 +18,14 @@ if __name__ == "__main__":
 
 from model import GPT, ModelConfig  # noqa: E402
 from structured import STRUCTURES, BadInput, ScoringConfig, build_scoring  # noqa: E402
-from structured.cache import InputCache, KeyCache, Slots, apply_transposed, mlr_decode_reference  # noqa: E402
+from structured.cache import (  # noqa: E402
+    InputCache,
+    KeyCache,
+    ReplayedStep,
+    Slots,
+    apply_transposed,
+    mlr_decode_reference,
+)
 from structured.mlbtc import FAMILIES  # noqa: E402
 
 BASE = ScoringConfig(
@@ -262,6 +270,26 @@ def test_recount_follows_the_device():
         layer.at += 5
     cache.recount()
     assert cache.count == 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@EVERY_STRUCTURE
+@torch.no_grad()
+def test_a_replayed_step_is_the_step(structure):
+    """The same logits as without a graph, where there can be one, and the same text in the end."""
+    model, idx = gpt(structure).cuda().float(), tokens().cuda()
+    plain, cache = (model.trunk.new_cache(2, 16) for _ in range(2))
+    step = ReplayedStep(functools.partial(model, cache=cache), cache)
+    for t in range(16):
+        want, got = model(idx[:, t : t + 1], cache=plain), (step if t else step.step)(idx[:, t : t + 1])
+        assert relative_error(got, want) < 1e-5, f"position {t}"
+        assert cache.count == t + 1
+    replayed = ("low_rank", "low_rank_with_sliding_window", "low_rank_with_sequential_gswa", MLR)
+    assert (step.graph is not None) == (structure in replayed or structure == "bilinear_MLR")
+    cache.recount()
+    assert cache.count == 16
+    greedy = [model.generate(idx[:, :3], 13, temperature=0, use_cache=use_cache) for use_cache in (True, False)]
+    assert torch.equal(*greedy)
 
 
 # The kernel
