@@ -86,7 +86,7 @@ def level_entries(ranks, block_sizes, weighting, T, tile):
 def chunk_widths(entries, far, width, T):
     """The cut of `width` features into at most 3 powers of two with which far tiles load the least.
 
-    Chunks of 16 would suit ranks better, but the compiler gets some kernels with them wrong (dev/LOG.md).
+    Chunks of 16 would suit ranks better, but one product of 32 is faster than two of 16 (dev/LOG.md).
     """
     total = width + -width % NARROWEST
     cuts = {
