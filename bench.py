@@ -3,7 +3,8 @@
     python bench.py attention
     python bench.py attention --lengths="1000|4100" --structures="MLR|window" --out=attention.json
     python bench.py decode
-    python bench.py step --token_mixing_struct="low_rank|multi_level_low_rank" --compile=True
+    python bench.py step --structures="low_rank|multi_level_low_rank" --widths=256 --batches="32x1|4x8" --compile=True
+    python bench.py step --structures=low_rank --compile=True --peer=../nanoGPT
     python bench.py icl --sizes="16x128|64x256" --tf32=True
 
 An attention function is timed only after its output and gradients agree with the float64 definition in

@@ -4,7 +4,8 @@
     python train.py config/struct_configs/train_struct_gpt2.py --d_model=256 --token_mixing_struct=multi_level_low_rank
 
 From top to bottom: the settings, where batches come from, what a loss and an evaluation are. The loop itself is in
-training/loop.py.
+training/loop.py. On one GPU a step, all its micro-batches, is a CUDA graph (training/capture.py); on the CPU, in
+float16 and with several processes it is run as it is.
 """
 
 from collections import Counter
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from data.corpus import load_corpus
+from data.windows import WindowStream, draw_windows, to_device
 from model import GPT
 from training.configurator import configure, setting
 from training.errors import BadInput, command
@@ -23,7 +24,7 @@ from training.loop import Experiment
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
 
-TRAIN, VAL = 0, 1  # streams of the batch sampler
+TRAIN, VAL = 0, 1  # streams of windows
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Settings(RunSettings, StructureSettings):
     min_lr: float = setting(0.0, "rate at which the decay ends")
     eval_interval: int = setting(1_000, "steps between two evaluations, each followed by a checkpoint", free=True)
     eval_iters: int = setting(200, "validation batches in an evaluation, the same ones every time", free=True)
+    cuda_graph: str = setting("auto", "steps as a CUDA graph: True, False; auto: on one GPU, not float16", free=True)
     eval_only: bool = setting(False, "evaluate once, print the loss and stop; nothing is written", free=True)
     always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
 
@@ -60,34 +62,36 @@ class LanguageModelling(Experiment):
         model_cfg = cfg.model_config()
         self.corpus = load_corpus(Path(cfg.data_dir) / cfg.dataset, cfg.block_size)
         super().__init__(cfg, "train.py", lambda: GPT(model_cfg, self.corpus.vocab_size), cfg.init_lr)
+        self.stream = WindowStream(self.step_windows, cfg.max_iters, self.device)
         if self.run.saved and self.run.saved["corpus"]["sha256"] != self.corpus.meta["sha256"]:
             raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the corpus that {self.run.folder} was trained on")
 
-    def batch(self, tokens, stream, index, rows=slice(None)):
-        """Random windows of block_size + 1 tokens as inputs and targets; a pure function of (seed, stream, index).
-
-        rows: those of its batch_size windows that are asked for.
-        """
+    def windows(self, ids, stream, indices, rows=slice(None)):
+        """Random windows of block_size + 1 tokens, inputs and targets in one, for every batch of `indices`."""
         cfg = self.cfg
-        rng = np.random.Generator(np.random.Philox(key=cfg.seed, counter=[0, 0, stream, index]))
-        starts = rng.integers(len(tokens) - cfg.block_size, size=cfg.batch_size)[rows]
-        windows = tokens[starts[:, None] + np.arange(cfg.block_size + 1)]
-        windows = torch.from_numpy(windows.astype(np.int64))
-        if self.device.type == "cuda":
-            windows = windows.pin_memory()
-        windows = windows.to(self.device, non_blocking=True)
-        return windows[:, :-1], windows[:, 1:]
+        batch = dict(seed=cfg.seed, batch_size=cfg.batch_size, rows=rows)
+        return draw_windows(ids, cfg.block_size + 1, stream=stream, indices=indices, **batch)
 
-    def loss(self, step, micro):
-        index = step * self.micro_batches + micro
-        inputs, targets = self.batch(self.corpus.train, TRAIN, index, self.share.rows)
-        return {"train/loss": self.network(inputs, targets)[1]}
+    def step_windows(self, steps):
+        """This process's windows of consecutive steps: (steps, micro-batches, rows, block_size + 1)."""
+        share = self.share
+        indices = [step * self.micro_batches + micro for step in steps for micro in share.micro_batches]
+        windows = self.windows(self.corpus.train, TRAIN, indices, share.rows)
+        return windows.reshape(len(steps), len(share.micro_batches), *windows.shape[1:])
+
+    def inputs(self, step):
+        return self.stream.at(step).unbind()
+
+    def losses(self, windows):
+        windows = windows.long()
+        return {"train/loss": self.network(windows[:, :-1], windows[:, 1:])[1]}
 
     def evaluate(self):
-        losses = torch.zeros(self.cfg.eval_iters, dtype=torch.float64)
+        losses = torch.zeros(self.cfg.eval_iters, device=self.device)
         for index in self.world.part(len(losses)):
+            (windows,) = to_device(self.windows(self.corpus.val, VAL, [index]), self.device)
             with self.context():
-                losses[index] = self.network(*self.batch(self.corpus.val, VAL, index))[1].item()
+                losses[index] = self.losses(windows)["train/loss"]
         return {"val/loss": sum(self.world.reduce(losses).tolist()) / len(losses)}
 
     def headline(self, metrics):

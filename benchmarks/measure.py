@@ -49,10 +49,14 @@ class ModelBenchSettings(BenchSettings, StructureSettings):
 
     def model_configs(self, **changes):
         """{structure: typed configuration}, after `changes` to the settings."""
+        return {name: variant.model_config() for name, variant in self.variants(**changes).items()}
+
+    def variants(self, **changes):
+        """{structure: these settings for it alone}, after `changes`."""
         kinds = "|".join(islice(cycle(self.sequential_GSWA_layer_list.split("|")), max(0, self.n_layer)))
         changes |= dict(sequential_GSWA_layer_list=kinds)
         names = chosen(self.token_mixing_struct, STRUCTURES, "token_mixing_struct")
-        return {name: replace(self, token_mixing_struct=name, **changes).model_config() for name in names}
+        return {name: replace(self, token_mixing_struct=name, **changes) for name in names}
 
 
 def parse_lengths(cfg, least=1):

@@ -1,85 +1,235 @@
-"""`bench.py step`: a training step of GPT and InContextRegressor with every scoring function."""
+"""`bench.py step`: training steps of train.py as users run them, for every scoring function, and a nanoGPT's beside."""
 
-from dataclasses import dataclass
+import contextlib
+import gc
+import importlib.util
+import io
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass, fields
 from functools import partial
+from itertools import product
+from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.measure import ModelBenchSettings, attempt, median_ms, peak_MiB
-from model import GPT, InContextRegressor
-from training.configurator import setting
-from training.devices import autocast
-from training.mup import adamw, initialise
+import train
+from benchmarks.measure import ModelBenchSettings, attempt, elapsed_ms, matmul_tflops, peak_MiB
+from data.corpus import CHARACTERS, CorpusWriter
+from training.capture import WARM_UP, StaticStep, wanted
+from training.configurator import parse_list, setting
+from training.devices import allow_tf32, autocast, peak_flops
+from training.errors import BadInput
+from training.settings import StructureSettings
 
-VOCAB_SIZE = 96
+TOKENS = 2**20  # of each split of the corpus, random ones
+COLUMNS = {  # key: (width, format)
+    "d_model": (7, "d"), "batch": (6, "s"), "token_mixing_struct": (29, "s"), "ms": (9, ".2f"),
+    "tokens_per_s": (12, ",.0f"), "TFLOP_per_s": (11, ".3g"), "mfu": (6, ".1%"), "of_matmul": (9, ".1%"),
+    "outside_ms": (10, ".2f"), "peak_MiB": (9, ",.0f"), "times_peer": (10, ".2f"),
+}  # fmt: skip
 
 
 @dataclass
 class StepSettings(ModelBenchSettings):
-    """Time a training step (forward, backward, clip, AdamW) of GPT and InContextRegressor by scoring function."""
+    """Time steps of train.py: batches from a corpus on disk, forward, backward, clip, AdamW, sums of losses.
 
-    compile: bool = setting(False, "torch.compile the model")
-    batch_size: int = setting(2, "sequences of block_size tokens")
+    outside_ms is what a step takes beyond its forward and backward passes alone, on tokens that stay. FLOPs are those
+    executed, as train.py counts them; mfu is their share of what the card's maker promises, of_matmul of what the card
+    reaches in a product of two large bfloat16 matrices. --peer=FOLDER, a checkout of nanoGPT, adds a row "peer": its
+    model of the same size in a loop like that of its own train.py, compiled where --compile=True.
+    """
+
+    widths: str = setting("128", "d_model of every model, with | between them")
+    batches: str = setting("2x1|1x2", "batch_size x gradient_accumulation_steps, with | between them")
     n_layer: int = setting(2, "number of blocks")
-    d_model: int = setting(128, "model width")
     block_size: int = setting(128, "sequence length")
-    n_dims: int = setting(16, "dimension of x in in-context regression")
+    compile: bool = setting(False, "torch.compile the models")
+    cuda_graph: str = setting("auto", "let train.py replay steps as a CUDA graph: auto, True, False")
+    tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
+    peer: str = setting("", "folder with nanoGPT's model.py, to time beside ours")
+    repeats: int = setting(3, "timings that the median is taken of")
+    steps: int = setting(8, "steps in a timing")
 
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "batch_size", "n_dims")
+    ALIASES: ClassVar[dict] = dict(structures="token_mixing_struct", d_model="widths")
+    AT_LEAST_1: ClassVar[tuple] = ("repeats", "steps")
     ON_CUDA: ClassVar[tuple] = (
-        "--dtype=bfloat16", "--batch_size=8", "--n_layer=6", "--d_model=768", "--block_size=1024",
+        "--dtype=bfloat16", "--widths=256|768", "--batches=32x1|4x8", "--n_layer=6", "--block_size=1024", "--steps=30",
     )  # fmt: skip
 
-
-def gpt(cfg, model_cfg, device):
-    """The model, and its loss on a batch as a function of the (perhaps compiled) model."""
-    tokens = torch.randint(VOCAB_SIZE, (cfg.batch_size, cfg.block_size + 1), device=device)
-    return GPT(model_cfg, VOCAB_SIZE), lambda network: network(tokens[:, :-1], tokens[:, 1:])[1]
-
-
-def regressor(cfg, model_cfg, device):
-    tokens = torch.randn(cfg.batch_size, cfg.block_size, cfg.n_dims, device=device)
-    y = tokens[:, ::2, 0]
-    return InContextRegressor(model_cfg, cfg.n_dims), lambda network: (network(tokens).float() - y).square().mean()
+    def run_settings(self, batch, folder):
+        """The settings of a run of train.py on the corpus in `folder`; batch: (batch_size, micro-batches)."""
+        shape = {f.name: getattr(self, f.name) for f in fields(StructureSettings)}
+        return train.Settings(
+            **shape, batch_size=batch[0], gradient_accumulation_steps=batch[1], data_dir=folder, dataset="corpus",
+            out_dir=f"{folder}/run", seed=self.seed, device=self.device, dtype=self.dtype, compile=self.compile,
+            cuda_graph=self.cuda_graph, tf32=self.tf32,
+        )  # fmt: skip
 
 
-MODELS = {"GPT": gpt, "InContextRegressor": regressor}
-COLUMNS = {  # key: (width, format)
-    "model": (18, "s"), "token_mixing_struct": (29, "s"), "ms": (9, ".2f"), "steps_per_s": (11, ".2f"),
-    "tokens_per_s": (12, ",.0f"), "peak_MiB": (9, ",.0f"),
-}  # fmt: skip
+def parse_batches(text):
+    """"32x1|4x8" -> [(32, 1), (4, 8)]."""
+    batches = [tuple(part.split("x")) for part in parse_list(text, "batches", str)]
+    if not all(len(batch) == 2 and all(n.isdecimal() and int(n) for n in batch) for batch in batches):
+        example = 'batch_size x gradient_accumulation_steps with | between them, like "32x1|4x8"'
+        raise BadInput(f"batches is {text!r}; write {example}")
+    return [tuple(map(int, batch)) for batch in batches]
 
 
 def rows(cfg, device):
-    """One row a model and scoring function."""
-    configs = cfg.model_configs()  # refused before anything is timed
-    for model, build in MODELS.items():
-        for name, model_cfg in configs.items():
-            row = dict(model=model, token_mixing_struct=name)
-            yield row | attempt(partial(time_step, cfg, device, build, model_cfg), device)
+    """For every width and batch one row a scoring function, after the peer's."""
+    shapes = list(product(parse_list(cfg.widths, "widths"), parse_batches(cfg.batches)))
+    wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # refused before anything is timed, as all settings are
+    for width, _ in shapes:
+        cfg.model_configs(d_model=width)
+    peer = load_peer(cfg.peer) if cfg.peer else None
+    rate = matmul_tflops(device)
+    with tempfile.TemporaryDirectory() as folder:  # a run that is not started writes nothing there
+        write_corpus(f"{folder}/corpus", cfg)
+        for width, batch in shapes:
+            about, theirs = dict(d_model=width, batch="x".join(map(str, batch))), {}
+            if peer:
+                path = f"{folder}/corpus/train.bin"
+                theirs = attempt(partial(time_peer, peer, cfg, device, width, batch, path), device)
+                theirs |= per_second(theirs, cfg, batch)
+                yield about | dict(token_mixing_struct="peer") | theirs
+            for name, variant in cfg.variants(d_model=width).items():
+                ours = attempt(partial(time_run, variant.run_settings(batch, folder), cfg, rate), device)
+                ours |= per_second(ours, cfg, batch)
+                if "ms" in ours and "ms" in theirs:
+                    ours["times_peer"] = theirs["ms"] / ours["ms"]
+                yield about | dict(token_mixing_struct=name) | ours
 
 
-def time_step(cfg, device, build, model_cfg):
-    torch.compiler.reset()  # no row inherits another's recompilations
+def write_corpus(folder, cfg):
+    """Random symbols, in train and val alike."""
+    rng = np.random.default_rng(cfg.seed)
+    with CorpusWriter(folder, dict(CHARACTERS)) as writer:
+        for split in ("train", "val"):
+            writer.add(split, rng.integers(CHARACTERS["vocab_size"], size=max(TOKENS, 2 * cfg.block_size)))
+        writer.finish()
+
+
+def per_second(row, cfg, batch):
+    return dict(tokens_per_s=1e3 / row["ms"] * batch[0] * batch[1] * cfg.block_size) if "ms" in row else {}
+
+
+def time_run(run, cfg, rate):
+    """Times of the step that train.py takes with these settings, and what they are made of."""
+    clear()
+    experiment = train.LanguageModelling(run)
+    device = experiment.device
+    timed = time_calls(experiment._train_step, cfg, device)
+    flops = 6 * experiment.per_token().macs * experiment.step_cost(0)["tokens"] * 1e3 / timed["ms"]
+    peak = peak_flops(device, run.dtype, run.tf32)
+    return dict(
+        timed,
+        TFLOP_per_s=flops / 1e12,
+        mfu=peak and flops / peak,
+        of_matmul=rate and flops / 1e12 / rate,
+        outside_ms=timed["ms"] - time_calls(model_alone(experiment), cfg, device)["ms"],
+    )
+
+
+def model_alone(experiment):
+    """The forward and backward passes of a step on inputs that stay, replayed where the run's steps are."""
+
+    def passes(*inputs):
+        for windows in inputs:
+            with experiment.context():
+                loss = experiment.losses(windows)["train/loss"]
+            experiment.scaler.scale(loss / len(inputs)).backward()
+        experiment.optimizer.zero_grad(set_to_none=True)
+
+    inputs = experiment.inputs(0)
+    if experiment.static_step is None:
+        return partial(passes, *inputs)
+    experiment.static_step = StaticStep(passes, experiment.device)  # in place of the step's own graph and its memory
+    return partial(experiment.static_step, *inputs)
+
+
+def time_calls(step, cfg, device):
+    """Milliseconds of a call, and the peak memory of the first ones."""
+
+    def begin():
+        for _ in range(WARM_UP + 1):
+            step()
+
+    peak = peak_MiB(begin, device)  # before a graph is replayed, which allocates nothing
+    begin()
+    ms = statistics.median(elapsed_ms(step, device, cfg.steps) / cfg.steps for _ in range(cfg.repeats))
+    return dict(ms=ms, peak_MiB=peak)
+
+
+def clear():
+    """No row inherits another's recompilations or memory."""
+    torch.compiler.reset()
+    gc.collect()
+
+
+def load_peer(folder):
+    """nanoGPT's model.py as a module, under a name of its own."""
+    path = Path(folder) / "model.py"
+    if not path.is_file():
+        raise BadInput(f"peer is {folder}, where there is no model.py; give a checkout of nanoGPT")
+    spec = importlib.util.spec_from_file_location("peer_model", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where its dataclasses look for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise BadInput(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
+    for name in ("GPT", "GPTConfig"):
+        if not hasattr(module, name):
+            raise BadInput(f"{path} has no {name}; give a checkout of nanoGPT")
+    return module
+
+
+def time_peer(module, cfg, device, width, batch, path):
+    clear()
+    return time_calls(peer_step(module, cfg, device, width, batch, path), cfg, device)
+
+
+def peer_step(module, cfg, device, width, batch, path):
+    """A step as nanoGPT's train.py takes it: its optimizer, the next batch asked for before the backward pass."""
+    allow_tf32(cfg.tf32)
     torch.manual_seed(cfg.seed)
-    model, loss = build(cfg, model_cfg, device)
-    initialise(model.to(device))
-    optimizer = adamw(model, 1e-3, device_type=device.type)
+    n_head = width // cfg.d_head if cfg.n_head == -1 else cfg.n_head
+    sizes = dict(n_layer=cfg.n_layer, n_head=n_head, n_embd=width, block_size=cfg.block_size)
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells its number of parameters
+        model = module.GPT(module.GPTConfig(**sizes, vocab_size=CHARACTERS["vocab_size"], dropout=0.0, bias=False))
+        model.to(device)
+        optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device.type)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")
     network = torch.compile(model) if cfg.compile else model
+    size, micro_batches = batch
+    following = peer_batch(path, size, cfg.block_size, device)
 
     def step():
-        with autocast(device, cfg.dtype):
-            objective = loss(network)
-        scaler.scale(objective).backward()
+        nonlocal following
+        for _ in range(micro_batches):
+            with autocast(device, cfg.dtype):
+                loss = network(*following)[1] / micro_batches
+            following = peer_batch(path, size, cfg.block_size, device)
+            scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-    ms = median_ms(step, device, cfg.repeats)
-    tokens = cfg.batch_size * cfg.block_size
-    return dict(ms=ms, steps_per_s=1e3 / ms, tokens_per_s=1e3 / ms * tokens, peak_MiB=peak_MiB(step, device))
+    return step
+
+
+def peer_batch(path, size, length, device):
+    """Inputs and targets, each window cut from the file on its own."""
+    ids, pair = np.memmap(path, dtype=CHARACTERS["dtype"], mode="r"), []
+    starts = torch.randint(len(ids) - length, (size,)).tolist()
+    for later in (0, 1):
+        tokens = torch.stack([torch.from_numpy(ids[i + later :][:length].astype(np.int64)) for i in starts])
+        tokens = tokens.pin_memory() if device.type == "cuda" else tokens
+        pair.append(tokens.to(device, non_blocking=True))
+    return pair

@@ -18,7 +18,8 @@ ATTENTION = ["attention", "--device=cpu", "--repeats=1", "--n_head=2", "--d_head
 ATTENTION += ["--mlr_rank_list=4|2|2", "--gswa_rank_list=4|4", "--lengths=16|21", "--tokens=32"]
 SMALL = ["--device=cpu", "--repeats=1", "--n_layer=2", "--d_model=16", "--d_head=8"]
 SMALL += ["--mlr_rank_list=4|2|2", "--gswa_rank_list=4|4"]
-STEP, DECODE = ["step", *SMALL, "--block_size=16"], ["decode", *SMALL, "--steps=2", "--lengths=16|32|64"]
+STEP = ["step", *SMALL, "--block_size=16", "--steps=1", "--batches=2x1|1x3"]
+DECODE = ["decode", *SMALL, "--steps=2", "--lengths=16|32|64"]
 
 ICL = ["icl", "--device=cpu", "--repeats=1", "--steps=2", "--sizes=4x16|3x32", "--n_layer=1", "--n_head=2"]
 ICL += ["--batch_size=2"]
@@ -198,12 +199,99 @@ def test_a_wrong_cache_is_not_timed(tmp_path, capsys, monkeypatch):
 
 
 def test_step(tmp_path, capsys):
-    rows, status = printed_and_saved(STEP, step.COLUMNS, tmp_path / "rows.json", capsys)
+    rows, status = printed_and_saved([*STEP, "--widths=16|32"], step.COLUMNS, tmp_path / "rows.json", capsys)
     assert status == 0
-    pairs = [(model, name) for model in step.MODELS for name in structured.STRUCTURES]
-    assert [(row["model"], row["token_mixing_struct"]) for row in rows] == pairs
+    names = [(d, batch, name) for d in (16, 32) for batch in ("2x1", "1x3") for name in structured.STRUCTURES]
+    assert [(row["d_model"], row["batch"], row["token_mixing_struct"]) for row in rows] == names
     for row in rows:
-        assert row["tokens_per_s"] == pytest.approx(row["steps_per_s"] * 2 * 16)
+        tokens = 16 * (2 if row["batch"] == "2x1" else 3)
+        assert row["tokens_per_s"] == pytest.approx(tokens * 1e3 / row["ms"])
+        assert row["outside_ms"] < row["ms"]
+        assert row["mfu"] is row["of_matmul"] is row["peak_MiB"] is None  # on the CPU there is nothing to compare with
+        assert "times_peer" not in row
+    macs = 2 * (3 + 1 + 8) * 16**2 + 16 * 96 + 2 * 2 * 16 * 16  # a token's: linear layers, head, scores and values
+    first = rows[0]
+    assert first["TFLOP_per_s"] == pytest.approx(6 * macs * first["tokens_per_s"] / 1e12)
+
+
+def test_step_times_the_step_of_train(tmp_path):
+    """Every structure's settings reach train.py, which writes nothing."""
+    cfg = configure(step.StepSettings, [*STEP[1:], "--sliding_block_size=7"])
+    step.write_corpus(tmp_path / "corpus", cfg)
+    for name, variant in cfg.variants(d_model=32).items():
+        run = variant.run_settings((2, 3), str(tmp_path))
+        assert (run.token_mixing_struct, run.d_model, run.sliding_block_size) == (name, 32, 7)
+        assert (run.batch_size, run.gradient_accumulation_steps, run.seed) == (2, 3, cfg.seed)
+    assert step.time_run(run, cfg, rate=None)["ms"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+PEER = """
+import torch
+from dataclasses import dataclass
+
+@dataclass
+class GPTConfig:
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        assert (config.n_layer, config.n_head, config.n_embd) == (2, 2, 16)
+        assert (config.block_size, config.vocab_size, config.bias) == (16, 96, False)
+        print("number of parameters: few")
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+
+    def forward(self, idx, targets=None):
+        assert idx.shape == targets.shape and torch.equal(idx[:, 1:], targets[:, :-1])
+        logits = self.table(idx)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+
+
+def test_step_beside_a_peer(tmp_path, capsys):
+    (tmp_path / "model.py").write_text(PEER)
+    argv = [*STEP, "--structures=low_rank|bilinear_BTT", f"--peer={tmp_path}"]
+    rows, status = printed_and_saved(argv, step.COLUMNS, tmp_path / "rows.json", capsys)
+    assert status == 0
+    assert [row["token_mixing_struct"] for row in rows] == ["peer", "low_rank", "bilinear_BTT"] * 2
+    for i, row in enumerate(rows):
+        theirs = rows[i // 3 * 3]
+        if row is not theirs:
+            assert row["times_peer"] == pytest.approx(row["tokens_per_s"] / theirs["tokens_per_s"])
+
+
+def test_a_peer_that_fails_costs_no_other_row(tmp_path, capsys):
+    (tmp_path / "model.py").write_text(PEER.replace("(2, 2, 16)", "(2, 2, 17)"))
+    argv = [*STEP, "--structures=low_rank", "--batches=1x1", f"--peer={tmp_path}"]
+    (theirs, ours), status = printed_and_saved(argv, step.COLUMNS, tmp_path / "rows.json", capsys)
+    assert status == 1
+    assert theirs["note"].startswith("FAILED: AssertionError")
+    assert ours["ms"] > 0
+    assert "times_peer" not in ours
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [(None, "where there is no model.py; give a checkout of nanoGPT"), ("GPT = 1", "model.py has no GPTConfig"),
+     ("import no_such_package", "cannot be imported: ModuleNotFoundError"), ("class", "SyntaxError")],
+)  # fmt: skip
+def test_a_folder_that_is_no_peer(source, said, tmp_path, capsys):
+    if source:
+        (tmp_path / "model.py").write_text(source)
+    with pytest.raises(SystemExit) as end:
+        bench.main([*STEP, f"--peer={tmp_path}"])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_icl(tmp_path, capsys):
@@ -242,7 +330,9 @@ def test_icls_reference_computes_the_same(name, tmp_path):
      [*ATTENTION, "--lenghts=8"], [*ATTENTION, "--structures=mlr"], [*ATTENTION, "--seed=-2"],
      [*DECODE, "--lengths=18"], [*DECODE, "--lengths=1"], [*DECODE, "--token_mixing_struct=mlr"],
      [*ICL, "--sizes=16"], [*ICL, "--sizes=0x16"], [*ICL, "--sizes=4x15"], [*ICL, "--token_mixing_struct=mlr"],
-     [*ICL, "--steps=0"], [*ICL, "--cuda_graph=maybe"], [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"]],
+     [*ICL, "--steps=0"], [*ICL, "--cuda_graph=maybe"], [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"],
+     [*STEP, "--batches=8"], [*STEP, "--batches=0x1"], [*STEP, "--widths=a"], [*STEP, "--steps=0"],
+     [*STEP, "--cuda_graph=True"]],
     ids=" ".join,
 )  # fmt: skip
 def test_bad_input(argv, capsys):

@@ -6,9 +6,12 @@ import signal
 import pytest
 import torch
 from compare import assert_same, relative_error
-from runs import TINY_ICL, assert_same_run, checkpoint, flags, metrics, record, stops
+from runs import STRUCTURES as EVERY_STRUCTURE
+from runs import TINY_ICL, TINY_LM, assert_same_run, checkpoint, flags, metrics, record, stops
 
+import train
 import train_ICL
+from data import windows
 from data.icl_regression import stream
 from training import capture
 from training.capture import StaticStep
@@ -26,6 +29,8 @@ GROWING = dict(  # dims and points grow at steps 8 and 16
 
 
 def build(cls, *settings, **more):
+    if issubclass(cls, train.LanguageModelling):
+        return cls(configure(train.Settings, flags(TINY_LM, *settings, more)))
     return cls(configure(train_ICL.Settings, flags(TINY_ICL, GROWING, *settings, more)))
 
 
@@ -33,9 +38,9 @@ def fit(cls, *settings, **more):
     build(cls, *settings, **more).fit()
 
 
-def losses(out_dir):
+def losses(out_dir, name="overall_loss"):
     """{step: loss} of a run's progress lines."""
-    return {m["step"]: m["overall_loss"] for m in metrics(out_dir) if "overall_loss" in m}
+    return {m["step"]: m[name] for m in metrics(out_dir) if name in m}
 
 
 class Padded(train_ICL.InContextRegression):
@@ -54,7 +59,39 @@ class Static(Padded):
         self.static_step = StaticStep(self._static_update, self.device)
 
 
+class StaticLanguage(train.LanguageModelling):
+    """The same of a language model."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.static_step = StaticStep(self._static_update, self.device)
+
+
 # --- the program, on the CPU ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("structure", EVERY_STRUCTURE)
+def test_the_static_program_takes_all_micro_batches(structure, dtype, data_dir, tmp_path):
+    """Bit for bit, three of them a step, evaluations between."""
+    settings = dict(EVERY_STRUCTURE[structure], token_mixing_struct=structure, dtype=dtype, data_dir=data_dir)
+    settings |= dict(dropout=0.0, gradient_accumulation_steps=3, log_interval=1)
+    fit(train.LanguageModelling, settings, out_dir=tmp_path / "ordinary")
+    fit(StaticLanguage, settings, out_dir=tmp_path / "static")
+    assert_same_run(tmp_path / "static", tmp_path / "ordinary")
+
+
+def test_dropout_of_static_micro_batches(data_dir, tmp_path):
+    """One alone drops what the ordinary step drops; after the first it goes on, as a function of the step."""
+    for micro_batches, same in [(1, True), (2, False)]:
+        settings = dict(data_dir=data_dir, gradient_accumulation_steps=micro_batches, dropout=0.5)
+        runs = [build(cls, settings, out_dir=tmp_path) for cls in (train.LanguageModelling, *[StaticLanguage] * 2)]
+        for run in runs:
+            for _ in range(4):
+                run._train_step()
+        ordinary, static, again = ([*run.meter.read().values(), run.grad_norm.item()] for run in runs)
+        assert static == again
+        assert (static == ordinary) == same
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -214,9 +251,11 @@ def test_where_steps_are_replayed(device, dtype, processes, why):
             capture.wanted("True", device, dtype, processes)
 
 
+@pytest.mark.parametrize("script", [train, train_ICL], ids=lambda script: script.__name__)
 @pytest.mark.parametrize(("choice", "said"), [("True", "the device is cpu"), ("yes", "there are auto, True, False")])
-def test_a_graph_that_cannot_be_is_refused(choice, said, tmp_path, capsys):
-    assert stops(train_ICL.main, flags(TINY_ICL, out_dir=tmp_path / "run", cuda_graph=choice)) == 2
+def test_a_graph_that_cannot_be_is_refused(choice, said, script, data_dir, tmp_path, capsys):
+    tiny = dict(TINY_LM, data_dir=data_dir) if script is train else TINY_ICL
+    assert stops(script.main, flags(tiny, out_dir=tmp_path / "run", cuda_graph=choice)) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -347,3 +386,60 @@ def test_a_captured_step_that_is_not_finite_is_named(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit):
         fit(train_ICL.InContextRegression, ON_GPU, STEADY, out_dir=tmp_path, log_interval=10)
     assert "the loss is not finite at step 7" in capsys.readouterr().err
+
+
+LANGUAGE_ON_GPU = dict(  # heads 32 wide, so that every fast path takes them
+    device="cuda", n_head=2, d_model=64, block_size=128, batch_size=2, gradient_accumulation_steps=2, dropout=0.0,
+    init_lr=3e-5, max_iters=24, eval_interval=12, log_interval=1,
+)  # fmt: skip
+LANGUAGE_STRUCTURES = {
+    "low_rank": {},
+    "multi_level_low_rank": dict(mlr_rank_list="16|8|8", mlr_block_divide_by_num_levels=True),
+    "low_rank_with_sliding_window": dict(sliding_block_size=40),
+    "low_rank_with_gswa": dict(gswa_rank_list="16|16", sliding_block_size=40),
+}
+language = pytest.mark.parametrize("structure", LANGUAGE_STRUCTURES)
+
+
+def language_settings(structure, data_dir, **more):
+    return dict(
+        LANGUAGE_ON_GPU, **LANGUAGE_STRUCTURES[structure], token_mixing_struct=structure, data_dir=data_dir, **more
+    )
+
+
+@cuda
+@language
+@pytest.mark.parametrize(("dtype", "compile"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_a_captured_language_model_is_the_eager_one(structure, dtype, compile, data_dir, tmp_path):
+    settings = language_settings(structure, data_dir, dtype=dtype, compile=compile)
+    for choice in ("True", "False"):
+        fit(train.LanguageModelling, settings, out_dir=tmp_path / choice, cuda_graph=choice)
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    for name, count in [("train/loss", 24), ("val/loss", 3)]:
+        got, want = (losses(tmp_path / choice, name) for choice in ("True", "False"))
+        assert got == pytest.approx(want, rel=tolerance)
+        assert len(got) == count
+    before = build(train.LanguageModelling, settings, out_dir=tmp_path / "new").model.state_dict()
+    got, want = (checkpoint(tmp_path / choice)["model"] for choice in ("True", "False"))
+    moved = [torch.cat([(saved[k] - w.cpu()).flatten() for k, w in before.items()]) for saved in (got, want)]
+    assert relative_error(*moved) < (0.02 if dtype == "float32" else 0.2)
+
+
+@cuda
+@language
+@pytest.mark.parametrize("choice", ["True", "False"])
+def test_a_step_of_a_language_model_waits_for_nothing(choice, structure, data_dir, tmp_path, monkeypatch):
+    """The drawing of the next windows included."""
+    monkeypatch.setattr(windows, "BLOCK_STEPS", 3)
+    settings = language_settings(structure, data_dir, dtype="bfloat16", cuda_graph=choice)
+    experiment = build(train.LanguageModelling, settings, out_dir=tmp_path)
+    for _ in range(capture.WARM_UP + 1):
+        experiment._train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            experiment._train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (experiment.static_step is not None) == (choice == "True")
+    assert experiment.meter.count == experiment.step == capture.WARM_UP + 6

@@ -31,6 +31,7 @@ from runs import (
 )
 
 import train
+from data import windows
 from training import run as run_module
 from training.configurator import configure
 from training.run import Run, load_checkpoint
@@ -488,18 +489,40 @@ def test_the_gradient_is_that_of_the_mean_over_micro_batches(argv, tmp_path):
 
 
 def test_every_micro_batch_is_another_and_every_evaluation_the_same(argv, tmp_path, monkeypatch):
-    drawn, batch = {train.TRAIN: [], train.VAL: []}, train.LanguageModelling.batch
+    drawn, losses = {True: [], False: []}, train.LanguageModelling.losses  # in training, in evaluations
 
-    def recorded(self, tokens, stream, *where):
-        drawn[stream].append(batch(self, tokens, stream, *where)[0])
-        return batch(self, tokens, stream, *where)
+    def recorded(self, windows):
+        drawn[self.model.training].append(windows)
+        return losses(self, windows)
 
-    monkeypatch.setattr(train.LanguageModelling, "batch", recorded)
+    monkeypatch.setattr(train.LanguageModelling, "losses", recorded)
     train.main(argv(out_dir=tmp_path))
-    assert len(torch.stack(drawn[train.TRAIN]).unique(dim=0)) == 6 * 2
-    assert drawn[train.TRAIN][0].shape == (2, 16)
-    for got, want in zip(drawn[train.VAL], drawn[train.VAL][:2] * 3, strict=True):
+    assert len(torch.stack(drawn[True]).unique(dim=0)) == len(drawn[True]) == 6 * 2
+    assert drawn[True][0].shape == (2, 16 + 1)
+    for got, want in zip(drawn[False], drawn[False][:2] * 3, strict=True):
         assert torch.equal(got, want)
+
+
+def test_what_goes_wrong_in_the_thread_is_the_runs_error(argv, tmp_path, monkeypatch):
+    monkeypatch.setattr(windows, "BLOCK_STEPS", 2)
+    draw = train.LanguageModelling.step_windows
+
+    def broken(self, steps):
+        if 4 in steps:
+            raise OSError("the disk is gone")
+        return draw(self, steps)
+
+    monkeypatch.setattr(train.LanguageModelling, "step_windows", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train.main(argv(out_dir=tmp_path))
+    assert record(tmp_path)["status"] == "failed: OSError: the disk is gone"
+    assert checkpoint(tmp_path)["step"] == 4
+
+
+def test_the_size_of_a_block_changes_nothing(argv, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(windows, "BLOCK_STEPS", 4)
+    train.main(argv(out_dir=tmp_path))
+    assert_same_run(tmp_path, whole)
 
 
 @pytest.mark.parametrize(("clip", "largest"), [(1e-3, 1e-3), (0.0, 1e9)])

@@ -34,15 +34,16 @@ class Experiment:
     loss(step, micro)   dict of scalar tensors for the rows self.share.rows of a micro-batch; the first is minimised
                         or, for steps that can be replayed as a CUDA graph (training/capture.py), its two halves:
                         inputs(step), tensors whose shapes are the same at every step where self.fixed_shapes is true,
-                        and losses(*inputs), the dict
+                        as many for each of self.share.micro_batches, one micro-batch's after the other's, and
+                        losses(*inputs of a micro-batch), the dict
     evaluate()          dict of metrics, the same in every process
     lr_factor(step)     share of the peak learning rate
     step_cost(step)     Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
     summary(means)      metrics of a progress line from the means of the losses since the last one
     headline(metrics)   the evaluation's words in the progress output, and the number that "best" compares
 
-    cfg has max_iters, eval_interval, batch_size, perhaps gradient_accumulation_steps or cuda_graph (which excludes
-    the former), and the fields of RunSettings.
+    cfg has max_iters, eval_interval, batch_size, perhaps gradient_accumulation_steps and cuda_graph, and the fields of
+    RunSettings.
     """
 
     def __init__(self, cfg, command, build_model, peak_lr):
@@ -196,14 +197,23 @@ class Experiment:
         self._descend(self.step)
 
     def _static_update(self, step, *inputs):
-        """The same of one micro-batch, on tensors that keep their places; `step` is one of them."""
-        with self.context():
-            losses = self.losses(*inputs)
-        self._backward(losses, step, 1.0)
+        """The same on tensors that keep their places, of which `step` is one.
+
+        Dropout is seeded before the first micro-batch and goes on in the others: nothing is seeded inside a graph.
+        """
+        parts = self._by_micro_batch(inputs)
+        for part in parts:
+            with self.context():
+                losses = self.losses(*part)
+            self._backward(losses, step, 1 / len(parts))
         self._descend(step)
 
     def loss(self, step, micro):
-        return self.losses(*self.inputs(step))
+        return self.losses(*self._by_micro_batch(self.inputs(step))[micro - self.share.micro_batches.start])
+
+    def _by_micro_batch(self, inputs):
+        n = len(inputs) // len(self.share.micro_batches)
+        return [inputs[i : i + n] for i in range(0, len(inputs), n)]
 
     def _backward(self, losses, step, weight):
         objective = next(iter(losses.values())) * weight
