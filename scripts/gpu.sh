@@ -7,11 +7,12 @@ python=${PYTHON:-python3}
 out=${1:-results/bench}
 mkdir -p "$out"
 
-"$python" -m pytest tests/test_kernels.py
+"$python" -m pytest tests/test_kernels.py tests/test_engine.py tests/test_generate.py tests/test_prefetch.py
 if command -v compute-sanitizer >/dev/null; then
     compute-sanitizer --tool memcheck --error-exitcode 1 "$python" -m pytest tests/test_kernels.py -k "test_compiled and 53"
 fi
 "$python" bench.py attention --out="$out/attention.json" | tee "$out/attention.txt"
 "$python" bench.py decode --out="$out/decode.json" | tee "$out/decode.txt"
+"$python" bench.py icl --out="$out/icl.json" | tee "$out/icl.txt"
 "$python" bench.py step --compile=True --out="$out/step.json" | tee "$out/step.txt"
 "$python" plots/attention_speed.py "$out/attention.json" --out "$out/attention_speed.png"

@@ -421,7 +421,7 @@ def test_a_captured_language_model_is_the_eager_one(structure, dtype, compile, d
         assert len(got) == count
     before = build(train.LanguageModelling, settings, out_dir=tmp_path / "new").model.state_dict()
     got, want = (checkpoint(tmp_path / choice)["model"] for choice in ("True", "False"))
-    moved = [torch.cat([(saved[k] - w.cpu()).flatten() for k, w in before.items()]) for saved in (got, want)]
+    moved = [torch.cat([(saved[k].cpu() - w.cpu()).flatten() for k, w in before.items()]) for saved in (got, want)]
     assert relative_error(*moved) < (0.02 if dtype == "float32" else 0.2)
 
 

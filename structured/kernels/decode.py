@@ -16,7 +16,7 @@ import triton.language as tl
 
 from structured.errors import BadInput
 
-PROGRAMS = 660  # for the whole card: 5 for each of 132 multiprocessors, as many as fit at a time
+PROGRAMS = 528  # for the whole card: 4 for each of 132 multiprocessors, as many as fit at a time
 CHUNK = 64  # positions that a program reads at a time; half as many in float32
 
 
