@@ -66,7 +66,6 @@ class Settings(RunSettings, StructureSettings):
     eval_interval: int = setting(2_500, "steps between two evaluations, each followed by a checkpoint", free=True)
     eval_prompts: int = setting(3_200, "prompts in an evaluation, none from the pool, always the same", free=True)
     eval_batch_size: int = setting(64, "prompts the evaluation takes at a time; changes no result", free=True)
-    keep: float = setting(0.5, "compile: share of the activations that are kept, not computed again", free=True)
     cuda_graph: str = setting("auto", "steps as a CUDA graph: True, False; auto: on one GPU, not float16", free=True)
     ridge_alpha: float = setting(0.1, "penalty of the ridge baseline")
 

@@ -45,7 +45,7 @@ class IclSettings(BenchSettings):
     n_head: int = setting(8, "number of heads")
     batch_size: int = setting(64, "prompts of 2 n_dims pairs")
     compile: bool = setting(False, "torch.compile the model of train_ICL")
-    keep: float = setting(0.5, "compile: share of the activations that train_ICL keeps")
+    keep: float = setting(1.0, "compile: share of the activations that train_ICL keeps")
     cuda_graph: str = setting("auto", "let train_ICL replay steps as a CUDA graph: auto, True, False")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     repeats: int = setting(1, "timings that the median is taken of")
