@@ -12,6 +12,7 @@ import torch
 
 from data.corpus import CHARACTERS, CorpusWriter
 from data.ett import COLUMNS, DTYPE, SPLITS
+from training.configurator import configure
 
 STRUCTURES = {  # token_mixing_struct: what it needs at head width 8 and block_size 16
     "low_rank": {},
@@ -145,3 +146,14 @@ def child(target, *args):
     process = context.Process(target=target, args=args)
     process.start()
     return process
+
+
+def assert_every_parameter_moves(script, experiment, command, out_dir):
+    """Output weights start at zero, so it takes three steps to reach all."""
+    before = experiment(configure(script.Settings, command)).model.state_dict()
+    script.main(command)
+    after = checkpoint(out_dir)["model"]
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        assert tensor.isfinite().all(), name
+        assert not torch.equal(tensor, before[name]), f"{name} did not move"

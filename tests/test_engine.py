@@ -300,13 +300,7 @@ def test_a_graph_is_recorded_once_for_a_growing_curriculum(tmp_path, monkeypatch
     assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-4)  # padded
 
 
-@cuda
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_captured_step_waits_for_nothing(structure, tmp_path, monkeypatch):
-    """The making of the next prompts included."""
-    monkeypatch.setattr(stream, "BLOCK_STEPS", 3)
-    settings = dict(ON_GPU | STEADY, **STRUCTURES[structure], token_mixing_struct=structure)
-    experiment = build(train_ICL.InContextRegression, settings, out_dir=tmp_path)
+def take_steps_that_wait_for_nothing(experiment):
     for _ in range(capture.WARM_UP + 1):
         experiment._train_step()
     torch.cuda.set_sync_debug_mode("error")
@@ -315,8 +309,18 @@ def test_a_captured_step_waits_for_nothing(structure, tmp_path, monkeypatch):
             experiment._train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert experiment.static_step.graph is not None
     assert experiment.meter.count == experiment.step == capture.WARM_UP + 6
+
+
+@cuda
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_captured_step_waits_for_nothing(structure, tmp_path, monkeypatch):
+    """The making of the next prompts included."""
+    monkeypatch.setattr(stream, "BLOCK_STEPS", 3)
+    settings = dict(ON_GPU | STEADY, **STRUCTURES[structure], token_mixing_struct=structure)
+    experiment = build(train_ICL.InContextRegression, settings, out_dir=tmp_path)
+    take_steps_that_wait_for_nothing(experiment)
+    assert experiment.static_step.graph is not None
     moments = experiment.optimizer.state_dict()["state"].values()
     assert {state["step"].item() for state in moments} == {experiment.step}
 
@@ -433,13 +437,5 @@ def test_a_step_of_a_language_model_waits_for_nothing(choice, structure, data_di
     monkeypatch.setattr(windows, "BLOCK_STEPS", 3)
     settings = language_settings(structure, data_dir, dtype="bfloat16", cuda_graph=choice)
     experiment = build(train.LanguageModelling, settings, out_dir=tmp_path)
-    for _ in range(capture.WARM_UP + 1):
-        experiment._train_step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(5):
-            experiment._train_step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    take_steps_that_wait_for_nothing(experiment)
     assert (experiment.static_step is not None) == (choice == "True")
-    assert experiment.meter.count == experiment.step == capture.WARM_UP + 6

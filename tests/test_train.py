@@ -17,6 +17,7 @@ import torch
 from runs import (
     STRUCTURES,
     assert_equal,
+    assert_every_parameter_moves,
     assert_same_checkpoint,
     assert_same_run,
     at_step,
@@ -683,15 +684,8 @@ def test_wandb_missing_is_said_before_anything_is_written(argv, tmp_path, monkey
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_trains(structure, argv, tmp_path):
-    """Every parameter takes part: output weights start at zero, so it takes three steps to reach all."""
     command = argv(STRUCTURES[structure], token_mixing_struct=structure, out_dir=tmp_path, dropout=0.0)
-    before = train.LanguageModelling(configure(train.Settings, command)).model.state_dict()
-    train.main(command)
-    after = checkpoint(tmp_path)["model"]
-    assert before.keys() == after.keys()
-    for name, tensor in after.items():
-        assert tensor.isfinite().all(), name
-        assert not torch.equal(tensor, before[name]), f"{name} did not move"
+    assert_every_parameter_moves(train, train.LanguageModelling, command, tmp_path)
 
 
 PAPER = dict(  # the flags of the paper's language models

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from runs import (
     STRUCTURES,
     TINY_ICL,
     assert_equal,
+    assert_every_parameter_moves,
     assert_same_checkpoint,
     assert_same_run,
     at_step,
@@ -28,7 +28,6 @@ from runs import (
 import train_ICL
 from data.icl_regression import stream
 from data.icl_regression.tasks import TASKS
-from training.configurator import configure
 
 ROOT = Path(__file__).parents[1]
 COUNTED = ["step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"]
@@ -238,15 +237,8 @@ def test_the_papers_command(change, tmp_path):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_trains(structure, tmp_path):
-    """Every parameter takes part: output weights start at zero, so it takes three steps to reach all."""
     command = argv(STRUCTURES[structure], token_mixing_struct=structure, out_dir=tmp_path, dropout=0.0)
-    before = train_ICL.InContextRegression(configure(train_ICL.Settings, command)).model.state_dict()
-    train_ICL.main(command)
-    after = checkpoint(tmp_path)["model"]
-    assert before.keys() == after.keys()
-    for name, tensor in after.items():
-        assert tensor.isfinite().all(), name
-        assert not torch.equal(tensor, before[name]), f"{name} did not move"
+    assert_every_parameter_moves(train_ICL, train_ICL.InContextRegression, command, tmp_path)
 
 
 @pytest.mark.parametrize("task", TASKS)
