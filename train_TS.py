@@ -231,7 +231,7 @@ class Forecasting(Experiment):
 
     def _loop(self):
         try:
-            return super()._loop()
+            return (yield from super()._loop())
         except OutOfPatience:
             print(f"no lower val mse in {self.waited} evaluations: ends at step {self.step}", flush=True)
             return "finished"

@@ -30,6 +30,7 @@ class GridSettings:
     seeds: str = setting("", "several seeds, like 1|2|3, instead of the one")
     run: bool = setting(False, "run here what is left to do, instead of printing it")
     jobs: int = setting(1, "run: how many at a time, on one device")
+    together: bool = setting(False, "run: in one process, side by side on a GPU, instead of a process each")
 
     def all_seeds(self):
         return parse_list(self.seeds, "seeds") if self.seeds else (self.seed,)
@@ -48,9 +49,9 @@ def show(cfg, script, runs):
             where = [f"--out_dir={cfg.out_dir}/{name}", "--init_from=auto"]
             commands.append(shlex.join(["python", script, *flags, *shlex.split(cfg.extra), *where]))
     if cfg.todo or cfg.run:
-        commands = to_do(commands)
+        commands = to_do(commands, here=cfg.run)
     if cfg.run:
-        run_here(commands, cfg.jobs)
+        (run_together if cfg.together else run_here)(commands, cfg.jobs)
     else:
         print("".join(f"{command}\n" for command in commands), end="")
 
@@ -89,6 +90,25 @@ def run_here(commands, jobs):
         sys.exit(f"error: {len(failed)} of {len(commands)} runs failed; why is in {logs}")
 
 
+def run_together(commands, jobs):
+    """As `run_here`, in this process (training/together.py)."""
+    import train
+    import train_ICL
+    from training.together import fit_together
+
+    classes = {"train.py": (train, train.LanguageModelling), "train_ICL.py": (train_ICL, train_ICL.InContextRegression)}
+
+    def builder(command):
+        _, script, *arguments = shlex.split(command)
+        if script not in classes:
+            those = ", ".join(classes)
+            raise BadInput(f"runs of {script} do not go together, those of {those} do; leave --together out")
+        module, experiment = classes[script]
+        return lambda: experiment(configure(module.Settings, arguments))
+
+    fit_together([builder(command) for command in commands], jobs)
+
+
 def say(command, words):
     print(f"{time.strftime('%H:%M:%S')} {folder(command)} {words}", flush=True)
 
@@ -111,9 +131,18 @@ def folder(command):
     return Path([part for part in shlex.split(command) if part.startswith("--out_dir=")][-1].partition("=")[2])
 
 
-def to_do(commands):
-    """The commands that are neither finished nor in the queue; the counts go to stderr."""
-    busy = queued()
+def to_do(commands, here=False):
+    """The commands that are neither finished nor in the queue; the counts go to stderr.
+
+    here: they are to run on this machine, which need not reach a cluster though it has SLURM's programs.
+    """
+    try:
+        busy = queued()
+    except BadInput as error:
+        if not here:
+            raise
+        print(f"{error}: nothing is taken to be in a queue", file=sys.stderr)
+        busy = set()
     waiting = [command for command in commands if command in busy]
     done = [command for command in commands if command not in busy and finished(command)]
     left = [command for command in commands if command not in {*waiting, *done}]

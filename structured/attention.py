@@ -305,9 +305,10 @@ def _one_level_pays(q, k, v):
 
     In float32 it is, 1.3 to 1.5 times, its products being three of TF32 where PyTorch's are plain ones; not in 16 bits.
     """
-    narrow = max(q.shape[-1], v.shape[-1]) <= ONE_LEVEL_UP_TO and q.shape[2] > 0
-    single = q.dtype == torch.float32 and not torch.is_autocast_enabled(q.device.type)
-    return q.is_cuda and single and narrow and kernels.mlr_refusal(q, k, v) is None
+    if not q.is_cuda or q.dtype != torch.float32 or torch.is_autocast_enabled("cuda"):
+        return False
+    narrow = max(q.shape[-1], v.shape[-1]) <= ONE_LEVEL_UP_TO
+    return narrow and kernels.mlr_refusal(q, k, v) is None
 
 
 def _fused(q, v):

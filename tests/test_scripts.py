@@ -102,7 +102,8 @@ def test_queued_runs(tmp_path, monkeypatch):
     assert grid.queued() == {"python a.py", "python c.py"}
     programs(tmp_path, monkeypatch, squeue="echo no controller >&2; exit 1")
     with pytest.raises(BadInput, match="no controller"):
-        grid.queued()
+        grid.to_do([])
+    assert grid.to_do([], here=True) == []
 
 
 STAND_IN = """

@@ -16,6 +16,7 @@ import pytest
 from runs import assert_same_run, checkpoint, flags, metrics, record, waves, write_series
 
 import train_TS
+from scripts import grid
 from training.configurator import configure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,8 @@ def test_the_grid(capsys):
         assert cfg.init_from == "auto"
 
 
-def test_part_of_it_and_what_is_left(tmp_path, capsys):
+def test_part_of_it_and_what_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(grid, "queued", set)
     argv = [f"--out_dir={tmp_path}", "--only=^mlr_h96_.*_it200", "--seed=3"]
     lines = sweep(capsys, *argv)
     assert [settings(line).init_lr for line in lines] == [1e-5, 2e-4, 5e-3]

@@ -108,6 +108,11 @@ class Experiment:
 
     def fit(self):
         """Train to max_iters. Ends the process with status 1 at a loss that is not finite, 128 + n at signal n."""
+        for _ in self.training():
+            pass
+
+    def training(self):
+        """`fit`, a step at a time: it does nothing until asked for the next one."""
         total, non_embedding = self.model.num_params()
         tokens = self.step_cost(self.step)["tokens"]
         per_token, processes = self.per_token(), self.world.size
@@ -122,7 +127,7 @@ class Experiment:
             print("compiling the model: the first steps take a minute or so", flush=True)
         status = "failed"
         try:
-            status = self._loop()
+            status = yield from self._loop()
         except NonFinite as error:
             status = f"failed: {error}"
         except BaseException as error:
@@ -160,6 +165,7 @@ class Experiment:
             self._train_step()
             if self.step % cfg.log_interval == 0 or self.step == cfg.max_iters:
                 self._progress()
+            yield
 
     def _train_step(self):
         self._set_learning_rates()

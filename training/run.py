@@ -30,6 +30,8 @@ class Run:
     line to metrics.jsonl; `save` writes ckpt.pt; `stop_requested` turns true when the run should save and end.
     """
 
+    together = 1  # runs in this process; with more than one, the process takes the signals for all
+
     def __init__(self, settings, command):
         self.settings, self.command = settings, command
         self.folder = Path(settings.out_dir)
@@ -90,6 +92,7 @@ class Run:
             versions=_versions(),
             device=device_name(device),
             processes=processes,
+            together=self.together,
             started=earlier.get("started", _now()),
             resumed=[*earlier.get("resumed", []), *([{"step": step, "at": _now()}] if self.saved else [])],
             finished=None,
@@ -104,11 +107,11 @@ class Run:
     def _listen(self, patient):
         """Take the stop signals. Not patient: the second Ctrl-C does not wait; torchrun sends two for one."""
         self.patient = patient
-        for s in STOP_SIGNALS:
+        for s in STOP_SIGNALS if self.together == 1 else ():
             signal.signal(s, self._on_signal)
 
     def _stop_listening(self):
-        for s in STOP_SIGNALS:
+        for s in STOP_SIGNALS if self.together == 1 else ():
             signal.signal(s, signal.SIG_DFL if s != signal.SIGINT else signal.default_int_handler)
 
     def _on_signal(self, number, frame):
