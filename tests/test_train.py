@@ -39,7 +39,7 @@ from training.run import Run, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RECORD = [
-    "command", "argv", "settings", "commit", "dirty", "versions", "device", "processes", "started", "resumed",
+    "command", "argv", "settings", "commit", "dirty", "versions", "device", "processes", "together", "started", "resumed",
     "finished", "status", "parameters", "paper_macs_per_token", "flops_per_token",
 ]  # fmt: skip
 COUNTED = ["step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"]
