@@ -39,8 +39,8 @@ from training.run import Run, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RECORD = [
-    "command", "argv", "settings", "commit", "dirty", "versions", "device", "processes", "together", "started", "resumed",
-    "finished", "status", "parameters", "paper_macs_per_token", "flops_per_token",
+    "command", "argv", "settings", "commit", "dirty", "versions", "device", "processes", "together", "started",
+    "resumed", "finished", "status", "parameters", "paper_macs_per_token", "flops_per_token",
 ]  # fmt: skip
 COUNTED = ["step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"]
 PROGRESS = [*COUNTED, "train/loss", "lr", "grad_norm", "tokens_per_s", "mfu"]
