@@ -18,6 +18,7 @@ figures: .venv/ready
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_1500_* --out results/language_modeling_1500.png
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_3000_* --out results/language_modeling_3000.png
 	$(BIN)/python plots/attention_speed.py results/bench/attention_h100.json --out results/attention_speed.png
+	$(BIN)/python plots/ts_horizon.py results/time_series --out results/ts_horizon.png
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,0 +1,258 @@
+"""Pictures of time series: of synthetic run records, and of tiny runs; what is drawn is what was recorded."""
+
+import dataclasses
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from runs import TINY, checkpoint, flags, waves, write_series
+
+import train_TS
+from data.ett import COLUMNS
+from plots import ts_forecasts, ts_horizon
+from plots.records import load_run, read_runs
+from training.errors import BadInput
+
+PEERS = [peer.name for peer in ts_horizon.PUBLISHED["ETTh1", "M"]]
+
+
+def write_run(folder, mse=0.4, drop=(), patience_ends=False, **settings):
+    """A record as train_TS.py writes it: step 20 of 30 has the lowest val/mse, step 30 the lowest test/mse."""
+    cfg = train_TS.Settings(out_dir=str(folder), **(dict(max_iters=30, forecaster="dlinear", seed=1) | settings))
+    lines = [{"step": 0, "val/mse": 2.0, "test/mse": mse, "test/mae": mse / 2}]
+    if cfg.forecaster in train_TS.TRAINED:
+        for step, val, test in ((10, 1.0, 2 * mse), (20, mse, mse), (30, 1.5, 0.1 * mse)):
+            line = {"step": step, "val/mse": val, "test/mse": test, "test/mae": test / 2, "best/step": min(step, 20)}
+            line |= {"best/test_mse": max(test, mse), "best/test_mae": max(test, mse) / 2}
+            lines.append(line)
+    lines = lines[:-1] if patience_ends else lines
+    lines = [{key: value for key, value in line.items() if key not in drop} for line in lines]
+    argv = ["train_TS.py", *flags(settings), f"--out_dir={folder}"]
+    record = dict(command="train_TS.py", argv=argv, settings=dataclasses.asdict(cfg), status="finished")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def kinds_of(folder):
+    return ts_horizon.kinds_of(read_runs([folder], "train_TS.py"))
+
+
+def refusal(capsys, main, *argv):
+    """The one line with which a picture is refused."""
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in argv])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def same_bytes_twice(main, *argv, folder):
+    """Draws into two files, warnings being errors, and compares."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for out in ("a.png", "b"):
+            main([*map(str, argv), "--out", str(folder / out)])
+    for suffix in (".png", ".svg"):
+        assert (folder / f"a{suffix}").read_bytes() == (folder / f"b{suffix}").read_bytes()
+    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- errors against the horizon ---
+
+
+def test_horizon_draws_the_mean_over_seeds_at_the_lowest_validation_error(tmp_path):
+    for horizon, errors in {96: (0.30, 0.40), 192: (0.50, 0.52)}.items():
+        for seed, mse in enumerate(errors, 1):
+            write_run(tmp_path / f"{horizon}_{seed}", mse, horizon=horizon, seed=seed, look_back=336)
+    (kind,) = kinds_of(tmp_path)
+    assert kind.label == "DLinear, L = 336"
+    for error, scale in (("mse", 1), ("mae", 0.5)):
+        ts_horizon.draw(ax := Figure().subplots(), [kind], error)
+        (box,) = ax.containers
+        line, _, (bars,) = box
+        np.testing.assert_allclose(line.get_ydata(), scale * np.array([0.35, 0.51]))
+        np.testing.assert_allclose(line.get_xdata(), [96, 192], rtol=0.1)
+        ends = [segment[:, 1] for segment in bars.get_segments()]
+        np.testing.assert_allclose(ends, scale * np.array([[0.30, 0.40], [0.50, 0.52]]))
+        hollow = {m.get_label(): m for m in ax.lines if m.get_label().endswith("(published)")}
+        assert list(hollow) == [f"{name} (published)" for name in PEERS]
+        column = [errors[error == "mae"] for errors in ts_horizon.PUBLISHED["ETTh1", "M"][2].errors.values()]
+        dlinear = hollow["DLinear, L = 336 (published)"]
+        np.testing.assert_allclose(dlinear.get_ydata(), column)
+        assert dlinear.get_markerfacecolor() == "none"
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["96", "192", "336"]
+
+
+def test_markdown_sets_ours_beside_the_published_errors(tmp_path):
+    for seed, mse in ((1, 0.30), (2, 0.40)):
+        write_run(tmp_path / f"{seed}", mse, seed=seed, look_back=336)
+    write_run(tmp_path / "rule", 1.25, forecaster="repeat_last")
+    rows = ts_horizon.markdown(kinds_of(tmp_path)).splitlines()
+    assert rows[2] == "| DLinear, L = 336 | 96 | 0.375 / 0.399 | 0.350 ± 0.071 / 0.175 ± 0.035 (1 2) |"
+    assert rows[3] == "| last step repeated | 96 |  | 1.250 / 0.625 |"
+    assert rows[4] == "| iTransformer, L = 96 | 96 | 0.386 / 0.405 |  |"
+    assert not any(row.startswith("| DLinear") for row in rows[3:])
+
+
+def test_kinds_are_told_apart_by_structure_look_back_and_what_else_differs(tmp_path):
+    mlr = dict(forecaster="encoder", token_mixing_struct="multi_level_low_rank", mlr_block_divide_by_num_levels=True)
+    for name, settings in dict(
+        encoder=dict(forecaster="encoder"),
+        mlr=mlr,
+        deep=mlr | dict(n_layer=3),
+        patch=dict(forecaster="patch", look_back=512),
+        short=dict(d_model=64),  # which DLinear does not read
+        long=dict(look_back=336, horizon=192, batch_size=16),  # a setting of its horizon
+        longer=dict(look_back=336, horizon=336, patience=3),  # which did not end it
+        rule=dict(forecaster="seasonal_naive"),
+        same_rule=dict(forecaster="seasonal_naive", look_back=336),
+    ).items():
+        write_run(tmp_path / name, **settings)
+    kinds = kinds_of(tmp_path)
+    assert [(kind.label, list(kind.runs)) for kind in kinds] == [
+        ("standard, L = 96", [96]),
+        ("MLR, L = 96, n_layer = 2", [96]),
+        ("MLR, L = 96, n_layer = 3", [96]),
+        ("patches, standard, L = 512", [96]),
+        ("DLinear, L = 96", [96]),
+        ("DLinear, L = 336", [192, 336]),
+        ("last day repeated", [96]),
+    ]
+    styles = ts_horizon.line_styles(kinds)
+    looks = {(ts_horizon.look(kind.settings)["color"], str(styles[kind.label])) for kind in kinds[:-1]}
+    assert len(looks) == len(kinds) - 1
+
+
+def test_patience_is_a_kind_of_its_own_where_it_ended_a_run(tmp_path):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", seed=2, patience=1, patience_ends=True)
+    assert [kind.label for kind in kinds_of(tmp_path)] == [f"DLinear, L = 96, patience = {n}" for n in (0, 1)]
+
+
+def test_the_rate_is_chosen_by_validation_on_the_seeds_that_all_have(tmp_path):
+    for rate, seed, mse in ((1e-3, 1, 0.3), (1e-3, 2, 0.9), (2e-3, 1, 0.4)):
+        write_run(tmp_path / f"{rate}_{seed}", mse, init_lr=rate, seed=seed)
+    (kind,) = kinds_of(tmp_path)
+    assert kind.errors("mse") == {96: [0.3, 0.9]}  # though seed 2 is worse
+    write_run(tmp_path / "other", init_lr=3e-3, seed=7)
+    with pytest.raises(BadInput, match="no seed is in all of"):
+        kinds_of(tmp_path)
+
+
+def test_rules_do_not_set_the_scale(tmp_path):
+    write_run(tmp_path / "a", 0.4)
+    write_run(tmp_path / "rule", 9.0, forecaster="repeat_last")
+    ts_horizon.draw(ax := Figure().subplots(), kinds_of(tmp_path), "mse")
+    assert ax.get_ylim()[1] < 1
+    assert [t.get_text() for t in ax.texts] == ["last step ↑"]
+
+
+def test_horizon_picture_has_the_same_bytes_every_time(tmp_path):
+    for name, settings in dict(a={}, b=dict(seed=2), c=dict(forecaster="encoder")).items():
+        write_run(tmp_path / "runs" / name, **settings)
+    same_bytes_twice(ts_horizon.main, tmp_path / "runs", folder=tmp_path)
+    rules = write_run(tmp_path / "rule", 1.3, forecaster="repeat_last", dataset="ETTm1")  # nothing else to draw
+    same_bytes_twice(ts_horizon.main, rules, folder=tmp_path)
+
+
+def test_horizon_refuses_what_it_cannot_draw(tmp_path, capsys):
+    out = ("--out", tmp_path / "fig.png")
+    run = write_run(tmp_path / "a")
+    old = write_run(tmp_path / "old", drop=("best/test_mae",), seed=2)
+    assert f"{old} has no best/test_mae; make it again with: " in refusal(capsys, ts_horizon.main, run, old, *out)
+    other = write_run(tmp_path / "other", dataset="ETTh2")
+    assert "the runs differ in dataset (ETTh1 or ETTh2)" in refusal(capsys, ts_horizon.main, run, other, *out)
+    alone = write_run(tmp_path / "alone", features="S")
+    assert "the runs differ in features" in refusal(capsys, ts_horizon.main, run, alone, *out)
+    again = write_run(tmp_path / "again")
+    assert "are the same run, seed 1" in refusal(capsys, ts_horizon.main, run, again, *out)
+    assert f"no run in {tmp_path / 'none'}" in refusal(capsys, ts_horizon.main, tmp_path / "none", *out)
+    assert not list(tmp_path.glob("fig*"))
+
+
+# --- forecasts ---
+
+ROWS = (90, 40, 30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tiny runs: standard attention with 16 steps read, DLinear with 24, another horizon, another dataset, OT alone."""
+    folder = tmp_path_factory.mktemp("forecasts")
+    for name in ("ETTh1", "ETTh2"):
+        write_series(folder / "ett" / name, waves(sum(ROWS)), ROWS)
+    tiny = dict(TINY, look_back=16, horizon=5, batch_size=8, init_lr=3e-2, data_dir=folder / "ett")
+    for name, settings in dict(
+        standard={},
+        dlinear=dict(forecaster="dlinear", look_back=24),
+        far=dict(horizon=6),
+        other=dict(dataset="ETTh2"),
+        alone=dict(features="S"),
+    ).items():
+        train_TS.main(flags(tiny, settings, out_dir=folder / name))
+    return folder
+
+
+def test_forecasts_are_those_of_the_best_weights_beside_the_truth(folder):
+    runs = ts_forecasts.load_all([str(folder / "standard"), str(folder / "dlinear")])
+    channel = COLUMNS.index("MULL")
+    errors = ts_forecasts.draw(ax := Figure().subplots(), runs, 3, "MULL", tail=8)
+    lines = {line.get_label(): line.get_data() for line in ax.lines}
+    row, values = sum(ROWS[:2]) + 3, runs[0].data.values
+    np.testing.assert_allclose(lines["truth"], [range(-7, 6), values[row - 8 : row + 5, channel]])
+    for run, label, look_back in zip(runs, ("standard, L = 16", "DLinear, L = 24"), (16, 24), strict=True):
+        model = run.settings.build(7).eval()
+        model.load_state_dict(checkpoint(run.folder)["best_model"])
+        with torch.no_grad():
+            want = model(values[None, row - look_back : row])[0, :, channel]
+        np.testing.assert_allclose(lines[label], [range(1, 6), want])
+        assert errors[label] == pytest.approx((want - values[row : row + 5, channel]).square().mean().item())
+
+
+def test_all_windows_together_give_the_recorded_error(folder):
+    (run,) = ts_forecasts.load_all([str(folder / "standard")])
+    values, errors = run.data.values, []
+    for row in run.data.first["test"]:
+        for i, channel in enumerate(COLUMNS):
+            errors.append((run.forecast(row, channel) - values[row : row + 5, i]).square().mean().item())
+    assert np.mean(errors) == pytest.approx(load_run(folder / "standard").final("best/test_mse"), rel=1e-5)
+
+
+def test_forecasts_picture_has_the_same_bytes_every_time(folder, tmp_path, capsys):
+    both = f"--out_dir={folder / 'standard'}|{folder / 'alone'}"
+    same_bytes_twice(ts_forecasts.main, both, "--windows=0|7|25", "--channel=OT", folder=tmp_path)
+    said = capsys.readouterr().out
+    for name in ("standard", "alone"):  # of one kind, so told apart by their folders
+        assert said.count(f"standard, L = 16 ({name})") == 6
+
+
+def test_forecasts_refuse_what_they_cannot_draw(folder, tmp_path, capsys):
+    def said(names, *more):
+        both = "--out_dir=" + "|".join(str(folder / name) for name in names)
+        return refusal(capsys, ts_forecasts.main, both, *more, "--out", tmp_path / "fig.png")
+
+    assert "has no channel 'OIL', there are HUFL, HULL," in said(["standard"], "--channel=OIL")
+    assert "alone has no channel 'HUFL', there are OT" in said(["standard", "alone"], "--channel=HUFL")
+    assert "there is no test window 26, they are 0 to 25" in said(["standard"], "--windows=0|26")
+    assert "windows is 'x'" in said(["standard"], "--windows=x")
+    assert "past is -1" in said(["standard"], "--past=-1")
+    assert "has dataset = ETTh1" in said(["standard", "other"])
+    assert "has horizon = 5" in said(["standard", "far"])
+    assert "no checkpoint" in said(["none"])
+    write_series(tmp_path / "ett" / "ETTh1", 2 + waves(sum(ROWS), noise=0.2), ROWS)
+    assert "is not the series that" in said(["standard"], f"--data_dir={tmp_path / 'ett'}")
+    for name, change, why in (
+        ("early", dict(best_model={}), "was written before the first evaluation"),
+        ("foreign", dict(settings=dict(dataset="text")), "is no run of train_TS.py"),
+    ):
+        (folder / name).mkdir()
+        torch.save(checkpoint(folder / "standard") | change, folder / name / "ckpt.pt")
+        assert why in said([name])
+    assert not list(tmp_path.glob("fig*"))
