@@ -8,14 +8,16 @@ command=$(sed -n "${line}p" "${1:?name the file of commands}")
 [ -n "$command" ] || { echo "error: $1 has no line $line" >&2; exit 2; }
 echo "$command"
 
+run= interrupted=
+pass_on() {
+    interrupted=$1
+    [ -z "$run" ] || kill -s "$1" "$run" 2>/dev/null || true
+}
+trap 'pass_on USR1' USR1 # before the run begins: a signal that finds no trap would end the task and leave the run
+trap 'pass_on TERM' TERM
 eval "exec $command" &
 run=$!
-pass_on() {
-    interrupted=yes
-    kill -s "$1" "$run" 2>/dev/null || true
-}
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM
+[ -z "$interrupted" ] || pass_on "$interrupted"
 interrupted=yes
 while [ "$interrupted" ]; do # a trapped signal ends `wait`, not the run
     interrupted= status=0

@@ -68,7 +68,7 @@ def output(*command, **more):
     return done.stdout
 
 
-def wait_for(condition, what, seconds=120):
+def wait_for(condition, what, seconds=300):
     """Ask until the answer is true, and return it."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
