@@ -82,16 +82,16 @@ class LanguageModelling(Experiment):
     def inputs(self, step):
         return self.stream.at(step).unbind()
 
-    def losses(self, windows):
+    def losses(self, network, windows):
         windows = windows.long()
-        return {"train/loss": self.network(windows[:, :-1], windows[:, 1:])[1]}
+        return {"train/loss": network(windows[:, :-1], windows[:, 1:])[1]}
 
     def evaluate(self):
         losses = torch.zeros(self.cfg.eval_iters, device=self.device)
         for index in self.world.part(len(losses)):
             (windows,) = to_device(self.windows(self.corpus.val, VAL, [index]), self.device)
             with self.context():
-                losses[index] = self.losses(windows)["train/loss"]
+                losses[index] = self.losses(self.network, windows)["train/loss"]
         return {"val/loss": sum(self.world.reduce(losses).tolist()) / len(losses)}
 
     def headline(self, metrics):

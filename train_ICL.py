@@ -149,8 +149,8 @@ class InContextRegression(Experiment):
         where = dict(rows=self.share.rows, full_points=full_points, device=self.device)
         return PromptStream(self.curriculum, cfg.pool(), cfg.task(), cfg.max_iters, **where)
 
-    def losses(self, x, y, weight):
-        error = (self.network(interleave(x, y)).float() - y).square()
+    def losses(self, network, x, y, weight):
+        error = (network(interleave(x, y)).float() - y).square()
         return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (y.square().mean(0) * weight).sum()}
 
     def summary(self, means):

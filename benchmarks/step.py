@@ -141,7 +141,7 @@ def model_alone(experiment):
     def passes(*inputs):
         for windows in inputs:
             with experiment.context():
-                loss = experiment.losses(windows)["train/loss"]
+                loss = experiment.losses(experiment.network, windows)["train/loss"]
             experiment.scaler.scale(loss / len(inputs)).backward()
         experiment.optimizer.zero_grad(set_to_none=True)
 

@@ -29,8 +29,8 @@ class GridSettings:
     todo: bool = setting(False, "leave out what is finished and what waits or runs in SLURM's queue")
     seeds: str = setting("", "several seeds, like 1|2|3, instead of the one")
     run: bool = setting(False, "run here what is left to do, instead of printing it")
-    jobs: int = setting(1, "run: how many at a time, on one device")
-    together: bool = setting(False, "run: in one process, side by side on a GPU, instead of a process each")
+    jobs: int = setting(1, "run: how many at a time at most, on one device")
+    together: bool = setting(False, "run: in one process, runs of one shape as one batched model")
 
     def all_seeds(self):
         return parse_list(self.seeds, "seeds") if self.seeds else (self.seed,)
@@ -94,19 +94,20 @@ def run_together(commands, jobs):
     """As `run_here`, in this process (training/together.py)."""
     import train
     import train_ICL
-    from training.together import fit_together
+    from training.together import Plan, fit_together
 
     classes = {"train.py": (train, train.LanguageModelling), "train_ICL.py": (train_ICL, train_ICL.InContextRegression)}
 
-    def builder(command):
+    def plan(command):
         _, script, *arguments = shlex.split(command)
         if script not in classes:
             those = ", ".join(classes)
             raise BadInput(f"runs of {script} do not go together, those of {those} do; leave --together out")
         module, experiment = classes[script]
-        return lambda: experiment(configure(module.Settings, arguments))
+        settings = configure(module.Settings, arguments)
+        return Plan(settings, lambda: experiment(settings))
 
-    fit_together([builder(command) for command in commands], jobs)
+    fit_together([plan(command) for command in commands], jobs)
 
 
 def say(command, words):

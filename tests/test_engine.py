@@ -115,7 +115,7 @@ def test_padded_prompts_give_the_loss_and_the_gradients_of_short_ones(structure,
         torch.manual_seed(0)
         for p in run.model.parameters():
             torch.nn.init.normal_(p, std=0.3)
-        losses = run.losses(*run.inputs(step))
+        losses = run.losses(run.network, *run.inputs(step))
         losses["overall_loss"].backward()
         results.append([*losses.values(), *(p.grad for p in run.model.parameters())])
     names = ["overall_loss", "zero", *(name for name, _ in short.model.named_parameters())]

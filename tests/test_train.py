@@ -492,9 +492,9 @@ def test_the_gradient_is_that_of_the_mean_over_micro_batches(argv, tmp_path):
 def test_every_micro_batch_is_another_and_every_evaluation_the_same(argv, tmp_path, monkeypatch):
     drawn, losses = {True: [], False: []}, train.LanguageModelling.losses  # in training, in evaluations
 
-    def recorded(self, windows):
+    def recorded(self, network, windows):
         drawn[self.model.training].append(windows)
-        return losses(self, windows)
+        return losses(self, network, windows)
 
     monkeypatch.setattr(train.LanguageModelling, "losses", recorded)
     train.main(argv(out_dir=tmp_path))

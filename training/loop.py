@@ -35,7 +35,7 @@ class Experiment:
                         or, for steps that can be replayed as a CUDA graph (training/capture.py), its two halves:
                         inputs(step), tensors whose shapes are the same at every step where self.fixed_shapes is true,
                         as many for each of self.share.micro_batches, one micro-batch's after the other's, and
-                        losses(*inputs of a micro-batch), the dict
+                        losses(network, *inputs of a micro-batch), the dict, by self.network or its like
     evaluate()          dict of metrics, the same in every process
     lr_factor(step)     share of the peak learning rate
     step_cost(step)     Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
@@ -74,7 +74,7 @@ class Experiment:
         self.fixed_shapes = graph or cfg.compile
         self.cost = functools.cache(self.model.compute)  # of a sequence of T tokens: counted once, asked every step
         self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(self.device)
-        self.meter = LossMeter(self.world)
+        self.meter, self.rate_factor = LossMeter(self.world), None  # the share of the peak rates that is set
         if self.run.saved:
             self._restore(self.run.saved)
         self.world.require_one_step(self.step)
@@ -83,7 +83,7 @@ class Experiment:
         """What a checkpoint holds, plain types and tensors, for any number of processes. Subclasses may add to it."""
         return dict(
             step=self.step,
-            model=self.model.state_dict(),
+            model=alone(self.model.state_dict()),
             optimizer=portable(self.optimizer.state_dict()),
             scaler=self.scaler.state_dict(),
             best=self.best,
@@ -163,9 +163,9 @@ class Experiment:
                 self._save()
                 return f"stopped: {stop}"
             self._train_step()
+            yield  # where a pack (training/together.py) makes the step
             if self.step % cfg.log_interval == 0 or self.step == cfg.max_iters:
                 self._progress()
-            yield
 
     def _train_step(self):
         self._set_learning_rates()
@@ -181,6 +181,9 @@ class Experiment:
 
     def _set_learning_rates(self):
         factor = self.lr_factor(self.step)
+        if factor == self.rate_factor:
+            return
+        self.rate_factor = factor
         for group in self.optimizer.param_groups:
             rate = group["peak_lr"] * factor
             if isinstance(group["lr"], torch.Tensor):
@@ -189,7 +192,8 @@ class Experiment:
                 group["lr"] = rate
 
     def _seed_dropout(self, micro):
-        devices.seed_dropout(self.device, self.cfg.seed, self.step, micro, self.share.rows.start)
+        if getattr(self.cfg, "dropout", 0):
+            devices.seed_dropout(self.device, self.cfg.seed, self.step, micro, self.share.rows.start)
 
     def _update(self):
         """The ordinary step: this process's micro-batches, one after the other."""
@@ -200,24 +204,25 @@ class Experiment:
                 with self.context():
                     losses = self.loss(self.step, micro)
                 self._backward(losses, self.step, 1 / len(mine))
-        self._descend(self.step)
+        self.descend(self.step)
 
     def _static_update(self, step, *inputs):
         """The same on tensors that keep their places, of which `step` is one.
 
         Dropout is seeded before the first micro-batch and goes on in the others: nothing is seeded inside a graph.
         """
-        parts = self._by_micro_batch(inputs)
+        parts = self.by_micro_batch(inputs)
         for part in parts:
             with self.context():
-                losses = self.losses(*part)
+                losses = self.losses(self.network, *part)
             self._backward(losses, step, 1 / len(parts))
-        self._descend(step)
+        self.descend(step)
 
     def loss(self, step, micro):
-        return self.losses(*self._by_micro_batch(self.inputs(step))[micro - self.share.micro_batches.start])
+        part = self.by_micro_batch(self.inputs(step))[micro - self.share.micro_batches.start]
+        return self.losses(self.network, *part)
 
-    def _by_micro_batch(self, inputs):
+    def by_micro_batch(self, inputs):
         n = len(inputs) // len(self.share.micro_batches)
         return [inputs[i : i + n] for i in range(0, len(inputs), n)]
 
@@ -226,7 +231,7 @@ class Experiment:
         self.scaler.scale(objective).backward()
         self.meter.add(losses, step, weight)
 
-    def _descend(self, step):
+    def descend(self, step):
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
         if not self.scaler.is_enabled():  # which skips a step whose gradient overflows
@@ -336,6 +341,11 @@ class LossMeter:
     def restore(self, state, device):
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}
         self.count = state["count"]
+
+
+def alone(state):
+    """Tensors that are parts of larger ones as copies: saving a part writes the whole."""
+    return {name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for name, t in state.items()}
 
 
 def portable(optimizer_state):

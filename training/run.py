@@ -30,7 +30,8 @@ class Run:
     line to metrics.jsonl; `save` writes ckpt.pt; `stop_requested` turns true when the run should save and end.
     """
 
-    together = 1  # runs in this process; with more than one, the process takes the signals for all
+    together = 1  # runs that take their steps at once, and share the seconds
+    takes_signals = True  # False: the process takes them, for several runs
 
     def __init__(self, settings, command):
         self.settings, self.command = settings, command
@@ -107,11 +108,11 @@ class Run:
     def _listen(self, patient):
         """Take the stop signals. Not patient: the second Ctrl-C does not wait; torchrun sends two for one."""
         self.patient = patient
-        for s in STOP_SIGNALS if self.together == 1 else ():
+        for s in STOP_SIGNALS if self.takes_signals else ():
             signal.signal(s, self._on_signal)
 
     def _stop_listening(self):
-        for s in STOP_SIGNALS if self.together == 1 else ():
+        for s in STOP_SIGNALS if self.takes_signals else ():
             signal.signal(s, signal.SIG_DFL if s != signal.SIGINT else signal.default_int_handler)
 
     def _on_signal(self, number, frame):

@@ -1,46 +1,134 @@
-"""Several runs in one process, a step of each in turn: on a GPU side by side, each on a stream of its own.
+"""Several runs in one process: those of one shape are one batched model, and take every step together.
 
-A small model leaves most of a GPU idle, and processes that share one take turns. Runs of one process whose steps are
-CUDA graphs (training/capture.py) do not: the host hands out the steps faster than the card works them off.
+A small model leaves most of a GPU idle, and starting its kernels takes longer than running them. Runs that differ in
+seed and learning rate alone are one program on different numbers: `Pack` stacks their parameters and maps the program
+over them (torch.vmap), so that every product of matrices is a batched one. Each run keeps its own optimizer, record,
+evaluations and checkpoints, and its curves are those it has alone, to rounding.
 """
 
 import contextlib
+import dataclasses
+import functools
+import gc
+import math
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch.func import functional_call
 
+from training import devices
+from training.capture import StaticStep
 from training.errors import BadInput
 from training.run import STOP_SIGNALS
 
+DIFFERENT = {"seed", "training_learning_rate", "init_lr"}  # what the runs of a pack may differ in, beside free settings
+PROGRAM = {"device", "compile", "keep", "cuda_graph"}  # free settings that the runs of a pack agree in
 
-class Turn:
-    """A run that takes its turns; `status` is what its process would have ended with, None while it goes on."""
 
-    def __init__(self, experiment, together):
-        self.run, self.status, self.steps = experiment.run, None, experiment.training()
-        self.run.together = together
-        self.output = None
-        on_gpu = experiment.device.type == "cuda"
-        self.stream = torch.cuda.Stream(experiment.device) if on_gpu else None
-        if on_gpu:
-            self.stream.wait_stream(torch.cuda.current_stream(experiment.device))  # which drew the parameters
+class Plan(NamedTuple):
+    """A run to make: its settings, and the function that builds its experiment."""
 
-    def step(self):
-        """One more step; what the run prints is added to output.txt in its folder."""
-        if self.output is None:
-            self.run.folder.mkdir(parents=True, exist_ok=True)
-            self.output = open(self.run.folder / "output.txt", "a")  # noqa: SIM115, open until the run ends
-        with contextlib.redirect_stdout(self.output), torch.cuda.stream(self.stream):
-            self.status = self._next()
-        if self.status is not None:
-            self.output.close()
+    settings: object
+    build: Callable
 
-    def _next(self):
+
+def fit_together(plans, jobs):
+    """Train the experiments of the plans to their ends; at most `jobs` that fit in a pack at a time, else one.
+
+    One that fails, or cannot begin, does not stop the others; a stop signal stops them all. Ends the process with
+    status 128 + n at signal n, with 1 if a run failed.
+    """
+    statuses = []
+    with stop_signals() as asked:
+        for part in parts(plans, jobs):
+            if not asked:
+                statuses += train(part, asked)
+    if asked:
+        sys.exit(128 + asked[0])
+    if any(statuses):
+        sys.exit(f"error: {sum(map(bool, statuses))} of {len(statuses)} runs failed")
+
+
+def parts(plans, jobs):
+    """The plans in lists that are trained one after the other: those of a shape in equal lists of at most `jobs`."""
+    shapes = {}
+    for plan in plans:
+        shapes.setdefault(shape(plan.settings), []).append(plan)
+    for alike in shapes.values():
+        n = math.ceil(len(alike) / (jobs if packing_refusal(alike[0].settings) is None else 1))
+        yield from (alike[i::n] for i in range(n))
+
+
+def shape(settings):
+    """What the settings of a pack's runs have in common, as a string."""
+    kept = {f.name for f in dataclasses.fields(settings) if not f.metadata["free"]} - DIFFERENT | PROGRAM
+    values = {name: value for name, value in dataclasses.asdict(settings).items() if name in kept}
+    return f"{type(settings).__module__} {sorted(values.items())}"
+
+
+def packing_refusal(settings):
+    """Why a run cannot be part of a pack, or None."""
+    if settings.dropout:
+        return "dropout draws for one run at a time"
+    if settings.dtype == "float16":
+        return "float16 scales the loss of each run"
+    if settings.token_mixing_struct in ("low_rank_with_sliding_window", "low_rank_with_gswa"):
+        return "FlexAttention, which windows use on a GPU, is not mapped over runs"
+    return None
+
+
+def train(plans, asked):
+    """Train the runs of a list, as a pack if it has several; their statuses."""
+    members, statuses = [], []
+    for plan in plans:
         try:
-            next(self.steps)
+            members.append(Member(plan.build()))
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            statuses.append(2)
+    for member in members:
+        member.run.together = len(members)
+        print(f"{member.run.folder} started", flush=True)
+    pack = Pack([member.experiment for member in members]) if len(members) > 1 else None
+    error = None
+    while going := [member for member in members if member.status is None]:
+        for member in going:
+            if asked:
+                member.run.stop_requested = signal.Signals(asked[0]).name
+            member.go_on(error)
+        if pack and any(member.status is None for member in going):
+            try:
+                pack.step()
+            except Exception as its_error:
+                error = its_error
+    gc.collect()  # memory of the pack, before the next one takes its own
+    return statuses + [member.status for member in members]
+
+
+class Member:
+    """A run that shares its process. `status` is what its own process would have ended with, None while it goes on."""
+
+    def __init__(self, experiment):
+        self.experiment, self.run, self.status = experiment, experiment.run, None
+        self.loop = experiment.training()
+        self.run.takes_signals = False
+
+    def go_on(self, error=None):
+        """To the next step, or to the end that `error` is; what the run prints is added to output.txt in its folder."""
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.run.folder / "output.txt", "a") as output, contextlib.redirect_stdout(output):
+            self.status = self._next(error)
+        if self.status is not None:
+            print(f"{self.run.folder} {self.run.record.get('status', 'failed')}", flush=True)
+
+    def _next(self, error):
+        try:
+            self.loop.throw(error) if error else next(self.loop)
         except StopIteration:
             return 0
         except SystemExit as end:
@@ -51,51 +139,61 @@ class Turn:
         return None
 
 
-def fit_together(builders, jobs):
-    """Train the experiments that the functions `builders` make to their ends, `jobs` of them at a time.
+class Pack:
+    """The step of several experiments of one shape, all at once.
 
-    What one computes does not depend on the others. One that fails, or cannot begin, does not stop the others; a stop
-    signal stops them all. Ends the process with status 128 + n at signal n, with 1 if a run failed.
+    An experiment of a pack hands over the inputs of its step where it would have made the step; `step` makes it for
+    all. One that has ended is computed along with its last inputs, which changes nothing for the others.
     """
-    waiting, turns, statuses = list(builders), [], []
-    with stop_signals() as asked:
-        while turns or (waiting and not asked):
-            while waiting and len(turns) < jobs and not asked:
-                begin(waiting.pop(0), jobs, turns, statuses)
-            for turn in list(turns):
-                if asked:
-                    turn.run.stop_requested = signal.Signals(asked[0]).name
-                turn.step()
-                if turn.status is not None:
-                    turns.remove(turn)
-                    statuses.append(turn.status)
-                    print(f"{turn.run.folder} {turn.run.record.get('status', 'failed')}", flush=True)
-    if asked:
-        sys.exit(128 + asked[0])
-    if any(statuses):
-        sys.exit(f"error: {sum(map(bool, statuses))} of {len(statuses)} runs failed")
 
+    def __init__(self, experiments):
+        first = self.first = experiments[0]
+        self.experiments, self.inputs = experiments, [None] * len(experiments)
+        self.parameters = [list(e.model.parameters()) for e in experiments]
+        self.stacked = [torch.stack(same).detach().requires_grad_() for same in zip(*self.parameters, strict=True)]
+        self.names = [name for name, _ in first.model.named_parameters()]
+        torch.compiler.reset()  # another pack's program is another program
+        self.losses = devices.compiled(self._losses, first.cfg.keep) if first.cfg.compile else self._losses
+        self.update = StaticStep(self._update, first.device) if first.static_step else self._update
+        for k, e in enumerate(experiments):
+            for p, stacked in zip(self.parameters[k], self.stacked, strict=True):
+                p.data = stacked.detach()[k]
+            e.network, e.fixed_shapes = e.model, True
+            e.static_step = functools.partial(self._take, k)
 
-def begin(build, jobs, turns, statuses):
-    """Give a run its turns, if it can be."""
-    try:
-        experiment = build()
-        require_one_precision(experiment, turns)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        statuses.append(2)
-    else:
-        turns.append(Turn(experiment, jobs))
-        print(f"{experiment.run.folder} started", flush=True)
+    def _take(self, k, *inputs):
+        self.inputs[k] = inputs
 
+    def step(self):
+        """One step of all."""
+        self.update(*(torch.stack(same) for same in zip(*self.inputs, strict=True)))
 
-def require_one_precision(experiment, turns):
-    """Whether float32 products may be rounded is one switch of the process."""
-    here = experiment.cfg.tf32
-    for turn in turns:
-        if turn.run.settings.tf32 != here:
-            other = turn.run.folder
-            raise BadInput(f"{experiment.run.folder} has tf32 = {here}, {other} beside it has not: run them apart")
+    def _update(self, steps, *inputs):
+        """As `Experiment._static_update`; every tensor has the runs as its first dimension."""
+        micro_batches = self.first.by_micro_batch(inputs)
+        weight = 1 / len(micro_batches)
+        for micro_batch in micro_batches:
+            with self.first.context():
+                losses = self.losses(self.stacked, *micro_batch)
+            (next(iter(losses.values())).sum() * weight).backward()
+            for k, e in enumerate(self.experiments):
+                e.meter.add({name: loss[k] for name, loss in losses.items()}, steps[k], weight)
+        for k, e in enumerate(self.experiments):
+            for p, stacked in zip(self.parameters[k], self.stacked, strict=True):
+                p.grad = stacked.grad[k]
+            e.descend(steps[k])
+        for stacked in self.stacked:
+            stacked.grad = None
+
+    def _losses(self, stacked, *inputs):
+        """{name: (runs,)}."""
+        model = self.first.model
+
+        def of_one(parameters, *inputs):
+            network = functools.partial(functional_call, model, dict(zip(self.names, parameters, strict=True)))
+            return self.first.losses(lambda *tensors: network(tensors), *inputs)
+
+        return torch.vmap(of_one)(stacked, *inputs)
 
 
 @contextlib.contextmanager

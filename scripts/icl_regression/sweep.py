@@ -7,8 +7,11 @@
 Part of it: `--only=n16_`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. Shorter: `--extra=--max_iters=50000`. A command
 given again goes on where its run stopped, and does nothing if that is finished; `--todo=True` leaves finished runs out.
 
-Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck. The
-widths here are half of that, that, and twice that, up to 1024. Widths and rates are our choice, not the paper's list.
+Runs of a point that differ in rate and seed go as one batched model with `--run=True --together=True`.
+
+Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck. Rates,
+the scale of standard attention's scores and MLR's ranks at n_dims 64 are those of the paper's released scripts and plots
+(rates 1e-3 to 2.5e-5, mostly 1e-4 and 5e-5, for 500,000 steps); the widths are a part of its 16 to 1024.
 """
 
 import itertools
@@ -19,24 +22,44 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.grid import GridSettings, show
-from training.configurator import configure, setting
+from training.configurator import configure, parse_list, setting
 from training.errors import command
 
 CONFIG = "config/icl_configs"
 N_HEAD = 8
-WIDTHS = {16: (64, 128, 256), 32: (128, 256, 512), 64: (256, 512, 1024), 128: (512, 1024)}  # n_dims: d_model
-RATES = (1e-3, 3e-3)
-STRUCTURES = {  # name: (config files on top of the paper's, number of heads)
-    "standard": ([], N_HEAD),
-    "standard_1head": ([], 1),
+WIDTHS = {16: (32, 64, 128, 256), 32: (64, 128, 256, 512), 64: (128, 256, 512), 128: (256, 512, 1024)}  # n_dims: d_model
+RATES = (1e-4, 3e-4)
+SP = "--mha_SP_attn_logits_scaling=True"
+STRUCTURES = {  # name: (config files and flags on top of the paper's, number of heads)
+    "standard": ([SP], N_HEAD),
+    "standard_1head": ([SP], 1),
     "bilinear_mlr": ([f"{CONFIG}/bilinear_mlr.py"], N_HEAD),
     "bilinear_btt": ([f"{CONFIG}/bilinear_btt.py"], N_HEAD),
+}
+PAPER_RANKS = {  # (n_dims, d_model): the lists that the paper tried there
+    (64, 256): ("8|4|4|16", "8|8|8|8", "16|8|4|4"),
+    (64, 512): ("16|16|12|8|8|4", "20|16|8|8|8|4", "24|12|8|8|8|4"),
 }
 
 
 def mlr_ranks(d_head):
-    """8|4|2|2, the default, scaled to the head width: the form has rank 2.5 d_head, above n_dims at every width."""
-    return "|".join(str(d_head // share) for share in (2, 4, 8, 8))
+    """8|4|2|2, the default, scaled to the head width; 2|1|1 and 4|2|1|1 for heads too narrow for that."""
+    ranks = []
+    while len(ranks) < 3 and d_head - sum(ranks) > 1:
+        ranks.append((d_head - sum(ranks)) // 2)
+    return "|".join(map(str, [*ranks, d_head - sum(ranks)]))
+
+
+def variants(n_dims, d_model):
+    """(name, config files and flags) of every structure at a size; MLR with other ranks is another."""
+    for name, (configs, n_head) in STRUCTURES.items():
+        heads = [*configs, f"--n_head={n_head}"]
+        if name != "bilinear_mlr":
+            yield name, heads
+            continue
+        paper = PAPER_RANKS.get((n_dims, d_model), ())
+        for ranks in paper or [mlr_ranks(d_model // n_head)]:
+            yield name + ("_" + ranks.replace("|", "-") if paper else ""), [*heads, f"--mlr_rank_list={ranks}"]
 
 
 @dataclass
@@ -44,19 +67,19 @@ class Settings(GridSettings):
     """Print or run the commands of the in-context regression grid."""
 
     out_dir: str = setting("out/icl_regression", "folder of the runs' folders")
+    rates: str = setting("|".join(map(str, RATES)), "learning rates of every point")
 
 
 @command
 def main(argv=None):
     cfg, runs = configure(Settings, argv), []
     sizes = [(n_dims, d_model) for n_dims, widths in WIDTHS.items() for d_model in widths]
-    grid = itertools.product(cfg.all_seeds(), sizes, STRUCTURES.items(), RATES)
-    for seed, (n_dims, d_model), (name, (configs, n_head)), lr in grid:
-        flags = [f"--n_dims={n_dims}", f"--d_model={d_model}", f"--n_head={n_head}"]
-        flags += [f"--mlr_rank_list={mlr_ranks(d_model // n_head)}"] if name == "bilinear_mlr" else []
-        flags += [f"--training_learning_rate={lr}", f"--seed={seed}"]
-        run = f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{seed}"
-        runs.append((run, [f"{CONFIG}/paper.py", *configs, *flags]))
+    for seed, (n_dims, d_model) in itertools.product(cfg.all_seeds(), sizes):
+        for (name, flags), lr in itertools.product(variants(n_dims, d_model), parse_list(cfg.rates, "rates", float)):
+            size = [f"--n_dims={n_dims}", f"--d_model={d_model}"]
+            run = f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{seed}"
+            tuning = [f"--training_learning_rate={lr}", f"--seed={seed}"]
+            runs.append((run, [f"{CONFIG}/paper.py", *flags, *size, *tuning]))
     show(cfg, "train_ICL.py", runs)
 
 

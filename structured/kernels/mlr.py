@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch._C._functorch import is_batchedtensor
 from torch.autograd.function import once_differentiable
 from triton.runtime.interpreter import InterpretedFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -267,7 +268,7 @@ def attention(q, k, v, ranks, block_sizes, weighting, causal):
 
     The operator costs the host 0.3 ms more for each forward and backward.
     """
-    plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) for x in (q, k, v))
+    plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) and not is_batchedtensor(x) for x in (q, k, v))
     function = Direct.apply if plain and not torch.compiler.is_compiling() else forward_operator
     return function(q, k, v, ranks, block_sizes, weighting, causal)[0]
 
@@ -305,6 +306,17 @@ def _(q, k, v, ranks, block_sizes, weighting, causal):
 @backward_operator.register_fake
 def _(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
     return like(q), like(k), like(v)
+
+
+@forward_operator.register_vmap
+def _(info, in_dims, q, k, v, *geometry):
+    """Mapped over a dimension: one call with a longer batch."""
+    n = info.batch_size
+    mapped = [
+        (x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+        for x, dim in zip((q, k, v), in_dims, strict=False)
+    ]
+    return tuple(x.unflatten(0, (n, -1)) for x in forward_operator(*mapped, *geometry)), (0, 0)
 
 
 def _differentiate(ctx, grad, _):
