@@ -177,10 +177,8 @@ class InContextRegression(Experiment):
 
     @functools.cached_property
     def baselines(self):
-        """{name: errors} of methods that need no training, on the prompts of the evaluation."""
-        firsts = range(0, self.cfg.eval_prompts, self.cfg.eval_batch_size)
-        x, y = (torch.cat(parts) for parts in zip(*map(self.evaluation_batch, firsts), strict=True))
-        return {name: errors.tolist() for name, errors in baseline_errors(x, y, self.cfg.ridge_alpha).items()}
+        cfg = self.cfg
+        return simple_methods(cfg.eval_prompts, cfg.points, cfg.ridge_alpha, self.device, **cfg.task())
 
     def headline(self, metrics):
         last = {name: errors[-1] for name, errors in metrics["baselines"].items()}
@@ -200,6 +198,17 @@ class InContextRegression(Experiment):
             non_emb_compute=6 * B * cost.non_emb,
             paper_compute=B * T * full.paper / self.cfg.tokens,
         )
+
+
+@functools.cache
+def simple_methods(count, n_points, ridge_alpha, device, **task):
+    """{name: errors} of methods that need no training, on the prompts of the evaluation: once for all runs."""
+    parts = []
+    for first in range(0, count, 64):
+        n = min(64, count - first)
+        parts.append(evaluation_prompts(first=first, count=n, n_points=n_points, device=device, **task))
+    x, y = (torch.cat(same) for same in zip(*parts, strict=True))
+    return {name: errors.tolist() for name, errors in baseline_errors(x, y, ridge_alpha).items()}
 
 
 @command

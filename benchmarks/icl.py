@@ -4,7 +4,7 @@ import gc
 import random
 import statistics
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import ClassVar
@@ -23,6 +23,7 @@ from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast
 from training.errors import BadInput
 from training.mup import initialise, param_groups
+from training.together import Pack
 
 STRUCTURES = ("low_rank", "bilinear_MLR", "bilinear_BTT")
 COLUMNS = {  # key: (width, format)
@@ -36,7 +37,8 @@ class IclSettings(BenchSettings):
     """Time training steps in context: prompts, forward, backward, clip, AdamW, sums of losses; beside the plain way.
 
     The row "train_ICL" is the loop that train_ICL.py runs, without evaluations. The row "reference" is eager: prompts
-    drawn one by one on the host, dense T x T scores, AdamW with foreach, the loss read at every step.
+    drawn one by one on the host, dense T x T scores, AdamW with foreach, the loss read at every step. The row "n at
+    once" is n runs as one batched model, with all their steps counted.
     """
 
     sizes: str = setting("8x64", "n_dims x d_model of every model, with | between them")
@@ -49,9 +51,10 @@ class IclSettings(BenchSettings):
     cuda_graph: str = setting("auto", "let train_ICL replay steps as a CUDA graph: auto, True, False")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     repeats: int = setting(1, "timings that the median is taken of")
+    together: int = setting(1, "also time so many runs as one batched model, all their steps counted")
     steps: int = setting(64, "steps in a timing, an eighth of them for the reference")
 
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "n_layer", "n_head", "batch_size", "steps")
+    AT_LEAST_1: ClassVar[tuple] = ("repeats", "together", "n_layer", "n_head", "batch_size", "steps")
     ON_CUDA: ClassVar[tuple] = ("--sizes=16x128|32x256|64x256", "--compile=True", "--repeats=5")
 
     def run_settings(self, n_dims, d_model, structure, out_dir):
@@ -75,7 +78,7 @@ def parse_sizes(text):
 
 
 def rows(cfg, device):
-    """Two rows a size and scoring function: the reference, and train_ICL with the ratio of their steps/s."""
+    """Rows of a size and scoring function: the reference, train_ICL with the ratio of their steps/s, several runs."""
     sizes = parse_sizes(cfg.sizes)
     names = chosen(cfg.token_mixing_struct, STRUCTURES, "token_mixing_struct")
     wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # refused before anything is timed
@@ -91,6 +94,13 @@ def rows(cfg, device):
             if "ms" in plain and "ms" in ours:
                 ours["times_reference"] = plain["ms"] / ours["ms"]
             yield about | dict(loop="train_ICL") | ours
+            if cfg.together > 1:
+                pack = attempt(partial(time_steps, cfg, device, partial(packed, run, cfg.together), cfg.steps), device)
+                if "ms" in pack:
+                    pack = dict(pack, ms=pack["ms"] / cfg.together, steps_per_s=pack["steps_per_s"] * cfg.together)
+                    if "ms" in plain:
+                        pack["times_reference"] = plain["ms"] / pack["ms"]
+                yield about | dict(loop=f"{cfg.together} at once") | pack
 
 
 def time_steps(cfg, device, build, steps):
@@ -114,6 +124,19 @@ def time_steps(cfg, device, build, steps):
 def train_icl(run):
     """The step of train_ICL.py."""
     return train_ICL.InContextRegression(run)._train_step
+
+
+def packed(run, count):
+    """The step of several runs at once (training/together.py)."""
+    experiments = [train_ICL.InContextRegression(replace(run, seed=run.seed + k)) for k in range(count)]
+    pack = Pack(experiments)
+
+    def step():
+        for experiment in experiments:
+            experiment._train_step()
+        pack.step()
+
+    return step
 
 
 def reference(run, device):

@@ -76,7 +76,7 @@ def main(argv=None):
     parser = arguments(__doc__, "train_ICL.py")
     parser.add_argument("--x", default="non_emb_compute", choices=X_AXES, help="what the runs are compared at")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only)
+    runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)
     check_same(runs, [name for name in TASK if name not in ICL_SIZES])
     curves = learning_curves(runs, "eval/last", args.x, unnamed=ICL_SIZES | {ICL_RATE})
     lines, panels = line_styles(curves), by_setting(curves, "n_dims")

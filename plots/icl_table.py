@@ -48,8 +48,8 @@ def steps(run):
 
 
 def seconds(run):
-    """Training time without evaluations."""
-    return run.final("seconds")
+    """Training time without evaluations, of runs that took their steps at once each one's share."""
+    return run.final("seconds") / run.record.get("together", 1)
 
 
 def spread(values):
@@ -68,7 +68,7 @@ def main(argv=None):
     parser = run_arguments(__doc__, "train_ICL.py")
     parser.add_argument("--ledger", action="store_true", help="every run instead of the best")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only)
+    runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)
     print(markdown(*(ledger(runs) if args.ledger else results(runs))))
     total = sum(map(seconds, runs)) / 3600
     print(f"\n{len(runs)} runs, {total:.1f} hours of training.")

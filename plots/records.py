@@ -187,8 +187,11 @@ def parse_wanted(texts):
     return wanted
 
 
-def check_finished(runs, script):
-    """Raises BadInput if a run is of another script or not finished, with the commands that would finish them."""
+def check_finished(runs, script, unfinished=False):
+    """Raises BadInput if a run is of another script or not finished, with the commands that would finish them.
+
+    unfinished: runs that have not ended are taken as far as they got.
+    """
     for run in runs:
         if run.record["command"] != script:
             made_by = run.record["command"]
@@ -197,7 +200,7 @@ def check_finished(runs, script):
             raise BadInput(f"{run.folder}: no name for token_mixing_struct '{run.structure}' in plots/records.py")
     advice = []
     for run in runs:
-        if run.status != "finished":
+        if run.status != "finished" and not unfinished:
             step = run.metrics[-1]["step"] if run.metrics else 0
             go_on = "resume" if (run.folder / "ckpt.pt").exists() else "auto"
             where = f"{run.folder} is not finished ({run.status}, step {step} of {run.settings['max_iters']})"
@@ -218,6 +221,7 @@ def run_arguments(description, script):
     """The parser of a command that reads runs of `script`; it may add its own flags."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help=f"folders of runs of {script}, or folders that hold such folders")
+    parser.add_argument("--unfinished", action="store_true", help="take runs that have not ended as far as they got")
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="take runs with this setting")
     return parser
 
@@ -229,13 +233,16 @@ def arguments(description, script):
     return parser
 
 
-def read_runs(paths, script, only=()):
-    """What a script draws: the finished runs of `script` in `paths` that have the settings `only` asks for."""
+def read_runs(paths, script, only=(), unfinished=False):
+    """What a script draws: the finished runs of `script` in `paths` that have the settings `only` asks for.
+
+    unfinished: the others, too.
+    """
     runs = find_runs(paths, script)
     chosen = select(runs, parse_wanted(only))
     if len(chosen) < len(runs):
         print(f"{len(runs) - len(chosen)} of {len(runs)} runs left out by --only")
-    check_finished(chosen, script)
+    check_finished(chosen, script, unfinished)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Copy the records of finished runs to where git keeps them, small and without this machine's paths.
+"""Copy the records of finished runs (--unfinished: all) to where git keeps them, small, without this machine's paths.
 
     python scripts/collect.py out/icl_regression results/icl_regression
     python scripts/collect.py out/a out/b results/icl_regression --progress=50
@@ -93,6 +93,7 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", help="folders of runs, or folders that hold such folders")
     parser.add_argument("to", type=Path, help="folder of the records")
     parser.add_argument("--evaluations", type=int, default=100, help="evaluations to keep, at least 2 [100]")
+    parser.add_argument("--unfinished", action="store_true", help="also runs that have not ended, as far as they got")
     parser.add_argument("--progress", type=int, default=200, help="progress lines to keep [200]")
     args = parser.parse_args(argv)
     if args.evaluations < 2 or args.progress < 0:
@@ -100,7 +101,7 @@ def main(argv=None):
     finished, records = {}, {}
     for run in find_runs(args.runs):
         name = run.folder.resolve().name
-        if run.status != "finished":
+        if run.status != "finished" and not args.unfinished:
             print(f"{name} is left out: {run.status}")
         elif name in finished:
             raise BadInput(f"{finished[name].folder} and {run.folder} have the same name; rename one")

@@ -23,7 +23,7 @@ WEIGHTINGS = ("none", "levels", "shared")
 BACKENDS = {"mlr": ("auto", "triton", "blockwise", "dense"), "window": ("auto", "flex", "blockwise", "dense")}
 DENSE_BELOW = 192  # positions: with fewer, dense MLR is faster on the CPU for 8 levels (for 4: with fewer than 96)
 PADDED_FROM = 256  # positions from which fused attention is the faster on the CPU though it must pad q, k or v
-ONE_LEVEL_UP_TO = 64  # features; PyTorch's attention in float32 is the faster for wider heads
+ONE_LEVEL_UP_TO = 128  # features; PyTorch's attention in float32 is the faster for wider heads, at 128 they are even
 FLEX_TILE = 128  # positions, FlexAttention's own granularity
 
 

@@ -316,7 +316,8 @@ def test_icls_reference_computes_the_same(name, tmp_path):
     want = experiment.losses(experiment.network, x, y, weight)["overall_loss"]
     for block in experiment.model.trunk.h:
         block.attn.scoring = icl.DenseScores(block.attn.scoring)
-    assert experiment.losses(experiment.network, x, y, weight)["overall_loss"].item() == pytest.approx(want.item(), rel=1e-5)
+    got = experiment.losses(experiment.network, x, y, weight)["overall_loss"]
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
     run.batch_size = 4000
     x, y = icl.draw_one_by_one(run)
     assert x.shape == (4000, 8, 4)

@@ -71,6 +71,10 @@ def test_unfinished_runs_are_left_out_and_named(run, tmp_path, capsys):
     collect.main([str(run), str(other), str(tmp_path / "to")])
     assert "stopped is left out: stopped: SIGTERM" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["standard"]
+    (other / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    collect.main([str(run), str(other), str(tmp_path / "to"), "--unfinished"])
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"standard", "stopped"}
+    assert record(tmp_path / "to" / "stopped")["status"] == "stopped: SIGTERM"
 
 
 def test_another_run_is_never_replaced(run, tmp_path, capsys):

@@ -249,6 +249,15 @@ def test_unfinished_runs_are_named_with_the_command_that_goes_on(tmp_path, capsy
     assert not list(tmp_path.glob("fig*"))
 
 
+def test_unfinished_runs_count_as_far_as_they_got(tmp_path, capsys):
+    write_icl(tmp_path / "a")
+    write_icl(tmp_path / "b", steps=STEPS[:2], status="running", training_learning_rate=2e-3)
+    icl_compute.main([str(tmp_path), "--unfinished", "--out", str(tmp_path / "fig.png")])
+    assert (tmp_path / "fig.png").exists()
+    steps = [row.split()[-5] for row in capsys.readouterr().out.splitlines() if "lr = " in row]
+    assert sorted(steps) == ["100", "300"]
+
+
 def test_missing_metrics_are_named(tmp_path, capsys):
     out = tmp_path / "fig.png"
     a, b = write_icl(tmp_path / "a", drop=["eval/last"]), write_icl(tmp_path / "b", drop=["paper_compute"])

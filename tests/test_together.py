@@ -87,6 +87,18 @@ def gradients(experiment, *inputs):
     return [*losses.values(), *torch.autograd.grad(objective, list(experiment.model.parameters()))]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_recorded_pack_has_the_curves_of_runs_alone(structure, compiled, tmp_path):
+    settings = dict(PACKED, **STRUCTURES[structure], token_mixing_struct=structure, device="cuda", compile=compiled)
+    settings |= dict(max_iters=12, training_learning_rate=1e-5)
+    fit_alone(tmp_path / "alone", ALIKE, **settings)
+    fit_together(plans(tmp_path / "together", ALIKE, **settings), jobs=3)
+    for name in ALIKE:
+        assert_same_curves(tmp_path / "together" / name, tmp_path / "alone" / name, rel=1e-3)
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_losses_and_gradients_of_a_pack(structure, compiled, tmp_path):

@@ -21,8 +21,10 @@ from typing import NamedTuple
 import torch
 from torch.func import functional_call
 
+from structured import kernels
 from training import devices
 from training.capture import StaticStep
+from training.configurator import parse_list
 from training.errors import BadInput
 from training.run import STOP_SIGNALS
 
@@ -77,9 +79,20 @@ def packing_refusal(settings):
         return "dropout draws for one run at a time"
     if settings.dtype == "float16":
         return "float16 scales the loss of each run"
-    if settings.token_mixing_struct in ("low_rank_with_sliding_window", "low_rank_with_gswa"):
+    if "gswa" in settings.token_mixing_struct or "window" in settings.token_mixing_struct:
         return "FlexAttention, which windows use on a GPU, is not mapped over runs"
+    if (width := key_width(settings)) > kernels.WIDEST:
+        return f"queries {width} wide take PyTorch's attention, whose backward pass fails mapped and compiled"
     return None
+
+
+def key_width(settings):
+    """Features that the queries and keys of a head have."""
+    if settings.token_mixing_struct in ("bilinear_BTT", "bilinear_MLBTC"):
+        return settings.d_model
+    if settings.token_mixing_struct == "bilinear_MLR":
+        return sum(r * 2**i for i, r in enumerate(parse_list(settings.mlr_rank_list, "mlr_rank_list")))
+    return settings.d_head if settings.n_head == -1 else settings.d_model // settings.n_head
 
 
 def train(plans, asked):

@@ -9,9 +9,9 @@ given again goes on where its run stopped, and does nothing if that is finished;
 
 Runs of a point that differ in rate and seed go as one batched model with `--run=True --together=True`.
 
-Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck. Rates,
-the scale of standard attention's scores and MLR's ranks at n_dims 64 are those of the paper's released scripts and plots
-(rates 1e-3 to 2.5e-5, mostly 1e-4 and 5e-5, for 500,000 steps); the widths are a part of its 16 to 1024.
+Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck.
+Rates, the scale of standard attention's scores and MLR's ranks at n_dims 64 are those of the paper's released scripts
+and plots (rates 1e-3 to 2.5e-5, mostly 1e-4 and 5e-5, for 500,000 steps); the widths are a part of its 16 to 1024.
 """
 
 import itertools
@@ -27,8 +27,10 @@ from training.errors import command
 
 CONFIG = "config/icl_configs"
 N_HEAD = 8
-WIDTHS = {16: (32, 64, 128, 256), 32: (64, 128, 256, 512), 64: (128, 256, 512), 128: (256, 512, 1024)}  # n_dims: d_model
-RATES = (1e-4, 3e-4)
+WIDTHS = {  # n_dims: d_model
+    16: (32, 64, 128, 256), 32: (64, 128, 256, 512), 64: (128, 256, 512), 128: (256, 512, 1024),
+}  # fmt: skip
+RATES = (1e-4, 5e-5)
 SP = "--mha_SP_attn_logits_scaling=True"
 STRUCTURES = {  # name: (config files and flags on top of the paper's, number of heads)
     "standard": ([SP], N_HEAD),
