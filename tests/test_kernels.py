@@ -101,6 +101,26 @@ def test_widths(ranks, d_value):
     check(qkv(37, sum(ranks), d_value, n_head=1, kv_heads=1), ranks, (64, 32, 16)[: len(ranks)], weighting="shared")
 
 
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("mapped", [(0, 0, 0), (1, 0, None)], ids=str)
+def test_mapped_over_models(mapped):
+    """torch.vmap, as packs of runs use it: q, k and v of three models, or one v for all."""
+    models = [qkv(37, 16, B=2, seed=seed) for seed in range(3)]
+    tensors = zip(zip(*models, strict=True), mapped, strict=True)
+    stacked = [same[0] if dim is None else torch.stack(same, dim) for same, dim in tensors]
+
+    def one(*x):
+        return mlr_attention(*x, (8, 4, 4), (64, 32, 16), weighting="shared", backend="triton")
+
+    def one_by_one(*x):
+        parts = [[t if dim is None else t.select(dim, n) for t, dim in zip(x, mapped, strict=True)] for n in range(3)]
+        return torch.stack([one(*part) for part in parts])
+
+    got = with_gradients(torch.vmap(one, in_dims=mapped), stacked)
+    for name, g, w in zip(NAMES, got, with_gradients(one_by_one, stacked), strict=True):
+        assert relative_error(g, w) <= 1e-6, name
+
+
 @pytest.mark.parametrize(("BM", "BN"), [(16, 32), (32, 16)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_tiles_that_are_not_square(BM, BN, causal, small_tiles):

@@ -102,8 +102,8 @@ def test_a_recorded_pack_has_the_curves_of_runs_alone(structure, compiled, tmp_p
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_losses_and_gradients_of_a_pack(structure, compiled, tmp_path):
-    if compiled and structure in ("bilinear_MLBTC", "multi_level_low_rank"):
-        pytest.skip("compiling takes long; the other three go the same way")
+    if compiled and structure != "bilinear_BTT":
+        pytest.skip("compiling takes long; the others go the same way")
     settings = dict(PACKED, **STRUCTURES[structure], token_mixing_struct=structure, compile=compiled)
     runs = [each.build() for each in plans(tmp_path, ALIKE, **settings)]
     torch.manual_seed(0)
