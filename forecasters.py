@@ -23,16 +23,27 @@ def number_of_patches(look_back):
     return (look_back + STRIDE - PATCH) // STRIDE + 1
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Every feature of (B, T, d_model) normed over B and T; while evaluating, by means of the training batches."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
 class PatchForecaster(Head):
     """PatchTST: every channel is a sequence of its own, its tokens are patches; one linear map of all of them ends it.
 
     cfg: a trunk with causal=False whose block_size is number_of_patches(look_back). The published model has instance
-    normalisation too: see InstanceNorm. It has post-norm blocks with BatchNorm; the trunk here is that of all models.
+    normalisation too: see InstanceNorm. Its BatchNorm is here as well: LayerNorm, as in the other models, would take
+    from a patch how far it swings, which the forecast needs. Its blocks are post-norm, these pre-norm.
     """
 
     def __init__(self, cfg, n_channels, look_back, horizon):
         super().__init__(cfg)
         d_model, patches = cfg.scoring.d_model, cfg.scoring.block_size
+        for block in self.trunk.h:
+            block.ln_1, block.ln_2 = BatchNorm(d_model), BatchNorm(d_model)
+        self.trunk.ln_f = BatchNorm(d_model)
         self.n_channels, self.look_back = n_channels, look_back
         self.read_in = Linear(PATCH, d_model, role="embedding", bias=True)
         self.read_out = Linear(patches * d_model, horizon, role="output", bias=True)

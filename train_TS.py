@@ -177,6 +177,8 @@ class Forecasting(Experiment):
 
     def __init__(self, cfg):
         self.data = Windows(cfg)
+        if cfg.forecaster == "patch" and World.from_environment().size > 1:
+            raise BadInput("forecaster patch trains in one process: its BatchNorm needs the whole batch")
         self.best_line, self.best_model, self.waited = {}, {}, 0
         super().__init__(cfg, "train_TS.py", lambda: cfg.build(self.data.channels), cfg.init_lr)
         self.data.to(self.device)

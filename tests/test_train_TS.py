@@ -29,8 +29,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_TS
 from data.ett import COLUMNS, DTYPE, SPLITS, load_ett
-from forecasters import DLinear, InstanceNorm, PatchForecaster, number_of_patches, repeat_last, seasonal_naive
+from forecasters import (
+    BatchNorm,
+    DLinear,
+    InstanceNorm,
+    PatchForecaster,
+    number_of_patches,
+    repeat_last,
+    seasonal_naive,
+)
 from training.configurator import configure
+from training.distributed import World
 from training.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
@@ -393,6 +402,33 @@ def test_channels_of_the_patch_forecaster_are_independent(build):
         a, b = experiment.model(past), experiment.model(other)
     same = torch.isclose(a, b, atol=1e-6).all((0, 1))
     assert same.tolist() == [c != 2 for c in range(7)]
+
+
+def test_batch_norm_is_over_sequences_and_positions():
+    """In training by the batch's own mean and population variance, in evaluation by what the batches left."""
+    torch.manual_seed(0)
+    norm, x = BatchNorm(3), 2 + 5 * torch.randn(4, 7, 3)
+    mean, variance = x.mean((0, 1)), x.var((0, 1), correction=0)
+    assert torch.allclose(norm(x), (x - mean) / (variance + 1e-5).sqrt(), atol=1e-5)
+    kept = 0.1 * mean, 0.9 + 0.1 * x.var((0, 1))
+    assert torch.allclose(norm.eval()(x), (x - kept[0]) / (kept[1] + 1e-5).sqrt(), atol=1e-5)
+
+
+def test_patches_keep_how_far_they_swing():
+    """A patch twice as large has other tokens at the end, whose size LayerNorm would hide."""
+    torch.manual_seed(0)
+    model = PatchForecaster(train_TS.Settings(d_model=8, n_head=2).trunk(4), 1, 32, 5).eval()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm | BatchNorm)]
+    assert [type(m) for m in norms if m.weight.shape == (8,)] == [BatchNorm] * 5, "but queries and keys keep theirs"
+    tokens = [model.trunk.ln_f(scale * torch.ones(1, 4, 8)) for scale in (1, 2)]
+    assert torch.allclose(tokens[1], 2 * tokens[0])
+
+
+def test_batch_norm_wants_one_process(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_TS.World, "from_environment", lambda: World(0, 2, 0, 2))
+    assert stops(train_TS.main, argv(forecaster="patch")) == 2
+    assert "forecaster patch trains in one process" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_instance_norm_follows_level_and_size():

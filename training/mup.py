@@ -19,7 +19,7 @@ def roles(model):
             full = f"{module_name}.{name}"
             if name == "bias":
                 yield full, p, "bias", 1
-            elif isinstance(module, nn.LayerNorm):
+            elif isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
                 yield full, p, "norm", 1
             elif getattr(module, "role", None) in RULES:
                 yield full, p, module.role, module.fan_in
@@ -29,7 +29,7 @@ def roles(model):
 
 @torch.no_grad()
 def initialise(model):
-    """Draw every parameter by its role. LayerNorm weights are ones."""
+    """Draw every parameter by its role. Weights of norms are ones."""
     for _, p, role, fan_in in roles(model):
         std = None if role == "norm" else RULES[role][0](fan_in)
         if std is None:
