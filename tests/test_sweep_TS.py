@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from runs import assert_same_run, checkpoint, flags, metrics, record, waves, write_series
+from runs import assert_same_run, checkpoint, flags, metrics, record, timeless, waves, write_series
 
+import train_chronos
 import train_TS
 from scripts import grid
 from training.configurator import configure
@@ -47,8 +48,9 @@ def sweep(capsys, *argv):
 
 def settings(line):
     python, script, *argv = shlex.split(line)
-    assert (python, script) == ("python", "train_TS.py")
-    return configure(train_TS.Settings, argv)
+    module = {"train_TS.py": train_TS, "train_chronos.py": train_chronos}[script]
+    assert python == "python"
+    return configure(module.Settings, argv)
 
 
 def write_run(cfg, status, *errors):
@@ -79,11 +81,37 @@ def test_the_grid(capsys):
         assert cfg.init_from == "auto"
 
 
+def test_patches(capsys):
+    """One size and one schedule for all three scores, 42 patches at 3 horizons and 3 seeds; MLR's blocks and ranks."""
+    cfgs = [settings(line) for line in sweep(capsys, "--grid=patch", "--seeds=1|2|3")]
+    assert len(cfgs) == len({cfg.out_dir for cfg in cfgs}) == 27
+    made = {(cfg.token_mixing_struct, cfg.horizon, cfg.seed) for cfg in cfgs}
+    assert len(made) == 27
+    told = {"token_mixing_struct", "horizon", "seed", "out_dir", "mlr_rank_list", "mlr_block_divide_by_num_levels"}
+    alike = [{k: v for k, v in vars(cfg).items() if k not in told | {"sliding_block_size"}} for cfg in cfgs]
+    assert all(settings == alike[0] for settings in alike)
+    for cfg in cfgs:
+        scoring = cfg.trunk(42).scoring
+        assert (cfg.forecaster, scoring.d_model, scoring.n_head, scoring.causal) == ("patch", 16, 4, False)
+        if cfg.token_mixing_struct == "multi_level_low_rank":
+            assert (scoring.ranks, scoring.block_sizes, scoring.weighting) == ((2, 1, 1), (42, 22, 11), "shared")
+        if cfg.token_mixing_struct == "low_rank_with_sliding_window":
+            assert scoring.window == 5
+
+
+def test_chronos(capsys):
+    cfgs = [settings(line) for line in sweep(capsys, "--grid=chronos", "--seeds=1|2")]
+    assert [(cfg.token_mixing_struct, cfg.seed) for cfg in cfgs] == [
+        ("low_rank", 1), ("multi_level_low_rank", 1), ("low_rank", 2), ("multi_level_low_rank", 2)
+    ]  # fmt: skip
+    assert {(cfg.look_back, cfg.horizon, cfg.d_model, cfg.synthetic) for cfg in cfgs} == {(256, 64, 256, 0.1)}
+
+
 def test_part_of_it_and_what_is_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(grid, "queued", set)
     argv = [f"--out_dir={tmp_path}", "--only=^mlr_h96_.*_it200", "--seed=3"]
     lines = sweep(capsys, *argv)
-    assert [settings(line).init_lr for line in lines] == [1e-5, 2e-4, 5e-3]
+    assert [settings(line).init_lr for line in lines] == [2e-4, 5e-3, 1e-5]
     assert all(settings(line).seed == 3 for line in lines)
     write_run(settings(lines[1]), "finished", (1.0, 1.0))
     write_run(settings(lines[2]), "stopped: SIGTERM", (1.0, 1.0))
@@ -96,12 +124,12 @@ def test_validation_chooses(tmp_path, capsys):
     runs = [settings(line) for line in sweep(capsys, *argv)]
     assert len(runs) == 6
     write_run(runs[0], "finished", (2.0, 0.1), (1.5, 0.9), (1.7, 0.2))
-    write_run(runs[1], "finished", (1.6, 0.1))
-    write_run(runs[2], "running", (0.1, 0.1))
-    write_run(runs[4], "finished", (1.2, 3.0))
+    write_run(runs[2], "finished", (1.6, 0.1))
+    write_run(runs[4], "running", (0.1, 0.1))
+    write_run(runs[1], "finished", (1.2, 3.0))
     assert sweep(capsys, *argv, "--best=True") == [
         f"standard h96: val/mse 1.5000, test/mse 0.9000, test/mae 0.9000 ({Path(runs[0].out_dir).name}, step 100)",
-        f"mlr h96: val/mse 1.2000, test/mse 3.0000, test/mae 3.0000 ({Path(runs[4].out_dir).name}, step 0)",
+        f"mlr h96: val/mse 1.2000, test/mse 3.0000, test/mae 3.0000 ({Path(runs[1].out_dir).name}, step 0)",
         "3 of 6 runs finished",
     ]
 
@@ -112,6 +140,7 @@ def test_validation_chooses(tmp_path, capsys):
         (["--gpu=1"], "did you mean 'gpus'"),
         (["--cpus=0"], "cpus is 0"),
         (["--run=True", "--ray=True"], "exclude each other"),
+        (["--grid=papers"], "grid is 'papers', there are paper, patch, chronos"),
     ],
 )
 def test_bad_input(argv, says, capsys):
@@ -127,6 +156,24 @@ def test_without_ray(capsys):
         sweep(capsys, "--ray=True")
     assert end.value.code == 2
     assert "pip install -r requirements-ray.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("structure", ["standard", "mlr"])
+def test_200_iterations_are_the_start_of_1000(structure, data_dir, tmp_path, capsys):
+    """The paper's two lengths, scaled to 20 and 40 steps: same data, rates and evaluation, so one run holds both."""
+    lines = []
+    for iterations in (200, 1000):
+        *_, line = sweep(capsys, f"--only=^{structure}_h96_lr0.0002_it{iterations}", f"--out_dir={tmp_path}")
+        where = next(part for part in shlex.split(line) if part.startswith("--out_dir=")).partition("=")[2]
+        small = dict(
+            SMALL, data_dir=data_dir, features="S", max_iters={200: 20, 1000: 40}[iterations], eval_interval=20
+        )
+        train_TS.main([*shlex.split(line)[2:], *flags(small)])
+        lines.append([m for m in timeless(metrics(where)) if "val/mse" in m])
+    short, long = lines
+    assert [m["step"] for m in short] == [0, 20]
+    assert [m["step"] for m in long] == [0, 20, 40]
+    assert short == long[:2]
 
 
 def until(true, seconds=240):

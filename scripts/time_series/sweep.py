@@ -1,4 +1,8 @@
-"""The grid of time-series forecasting, over structures, horizons, learning rates and iterations: printed, or run.
+"""The grids of time-series forecasting: printed, or run.
+
+    --grid=paper      the paper's: structures, horizons, learning rates and SGD iterations, an encoder of 96 hours
+    --grid=patch      PatchTST's layout with three scoring functions, by horizon; three seeds are --seeds="1|2|3"
+    --grid=chronos    a small Chronos with its own self-attention and with MLR attention
 
     python scripts/time_series/sweep.py > runs.txt; bash runs.txt     # one after the other
     python scripts/time_series/sweep.py --run=True --jobs=4           # here, four at a time on one device
@@ -11,6 +15,7 @@ process of train_TS.py with a folder of its own. A sweep that was stopped or kil
 left out, started ones go on where they stopped.
 
 Part of it: `--only=h96_`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. `--todo=True` leaves finished runs out.
+The paper's rate is constant, so that runs of 1,000 iterations (`--only=_it1000_`) hold those of 200, bit for bit.
 """
 
 import contextlib
@@ -33,9 +38,15 @@ from training.run import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "config/ts_configs"
-STRUCTURES = {"standard": [], "mlr": [f"{CONFIG}/mlr.py"]}  # name: config files on top of the paper's
+MLR = f"{CONFIG}/mlr.py"
+STRUCTURES = {"standard": [], "mlr": [MLR]}  # name: config files and flags on top of the setting's
+PATCH_STRUCTURES = {
+    "standard": [],
+    "window": ["--token_mixing_struct=low_rank_with_sliding_window", "--sliding_block_size=5"],
+    "mlr": [MLR, "--mlr_rank_list=2|1|1"],
+}  # of 42 patches: 5 on either side; blocks of 42, 22 and 11
 HORIZONS = (96, 192, 336)
-RATES = (1e-5, 2e-4, 5e-3)
+RATES = (2e-4, 5e-3, 1e-5)
 ITERATIONS = (200, 1_000)
 
 
@@ -43,52 +54,76 @@ ITERATIONS = (200, 1_000)
 class Settings(GridSettings):
     """Print or run the commands of the time-series grid, or print its best runs."""
 
+    grid: str = setting("paper", "which one: paper, patch or chronos")
     out_dir: str = setting("out/time_series", "folder of the runs' folders")
     ray: bool = setting(False, "run what is not finished by Ray Tune")
     address: str = setting("", "Ray cluster; empty: that of RAY_ADDRESS, or this machine alone")
     cpus: int = setting(1, "Ray: CPU cores of a run")
     gpus: float = setting(0.0, "Ray: GPUs of a run; at 0.5 two runs share one")
-    best: bool = setting(False, "print the finished run of lowest val/mse of every structure and horizon")
+    best: bool = setting(False, "print the finished run of lowest validation error of every structure and horizon")
 
     def __post_init__(self):
+        if self.grid not in GRIDS:
+            raise BadInput(f"grid is '{self.grid}', there are {', '.join(GRIDS)}")
         if self.cpus < 1 or self.gpus < 0:
             raise BadInput(f"cpus is {self.cpus}, at least 1; gpus is {self.gpus}, at least 0")
         if self.run + self.ray + self.best > 1:
             raise BadInput("run, ray and best exclude each other")
 
 
-def grid(seeds):
+def paper(seeds):
     """(name, config files and flags) of every run."""
-    every = itertools.product(seeds, STRUCTURES, HORIZONS, RATES, ITERATIONS)
-    for seed, structure, horizon, lr, iterations in every:
+    for lr, seed, structure, horizon, iterations in itertools.product(RATES, seeds, STRUCTURES, HORIZONS, ITERATIONS):
         flags = [f"--horizon={horizon}", f"--init_lr={lr}", f"--max_iters={iterations}", f"--seed={seed}"]
         name = f"{structure}_h{horizon}_lr{lr:g}_it{iterations}_seed{seed}"
         yield name, [f"{CONFIG}/etth1.py", *STRUCTURES[structure], *flags]
 
 
-def commands(cfg, runs):
+def patch(seeds):
+    for seed, horizon, structure in itertools.product(seeds, HORIZONS, PATCH_STRUCTURES):
+        flags = [f"--horizon={horizon}", f"--seed={seed}"]
+        yield f"patch_{structure}_h{horizon}_seed{seed}", [f"{CONFIG}/patch.py", *PATCH_STRUCTURES[structure], *flags]
+
+
+def chronos(seeds):
+    for seed, structure in itertools.product(seeds, STRUCTURES):
+        yield f"chronos_{structure}_seed{seed}", [f"{CONFIG}/chronos.py", *STRUCTURES[structure], f"--seed={seed}"]
+
+
+GRIDS = {"paper": ("train_TS.py", paper), "patch": ("train_TS.py", patch), "chronos": ("train_chronos.py", chronos)}
+
+
+def commands(cfg, script, runs):
     """{name: command} of what the grid would print."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        show(cfg, "train_TS.py", runs)
+        show(cfg, script, runs)
     return {folder(line).name: line for line in printed.getvalue().splitlines()}
 
 
 def outcome(path):
-    """The evaluation of lowest val/mse in a run's folder; the test errors have no say."""
+    """The evaluation of lowest validation error in a run's folder; the test errors have no say."""
     evaluations = [line for line in read_metrics(path / "metrics.jsonl") if "val/mse" in line]
-    return min(evaluations, key=lambda line: line["val/mse"])
+    return min(evaluations, key=error)
+
+
+def error(line):
+    """What validation compares: Chronos' quantile loss, or the MSE."""
+    return line.get("val/wql", line["val/mse"])
 
 
 def print_best(runs):
-    """The finished run of lowest val/mse of every structure and horizon; runs: {name: command}."""
+    """The finished run of lowest validation error of every structure and horizon; runs: {name: command}."""
     done = {name: outcome(folder(line)) for name, line in runs.items() if finished(line)}
-    for structure, horizon in itertools.product(STRUCTURES, HORIZONS):
-        names = [name for name in done if name.startswith(f"{structure}_h{horizon}_")]
-        if names:
-            name = min(names, key=lambda name: done[name]["val/mse"])
-            errors = ", ".join(f"{key} {done[name][key]:.4f}" for key in ("val/mse", "test/mse", "test/mae"))
-            print(f"{structure} h{horizon}: {errors} ({name}, step {done[name]['step']})")
+    for kind in sorted({kind_of(name) for name in done}, key=[kind_of(name) for name in runs].index):
+        name = min((name for name in done if kind_of(name) == kind), key=lambda name: error(done[name]))
+        errors = ", ".join(f"{key} {done[name][key]:.4f}" for key in ("val/mse", "test/mse", "test/mae"))
+        print(f"{kind}: {errors} ({name}, step {done[name]['step']})")
     print(f"{len(done)} of {len(runs)} runs finished")
+
+
+def kind_of(name):
+    """Structure and horizon of a run's name."""
+    return name.partition("_seed")[0].partition("_lr")[0].replace("_", " ")
 
 
 def tune_runs(cfg, runs):
@@ -143,15 +178,16 @@ def trial(config, runs):
 @command
 def main(argv=None):
     cfg = configure(Settings, argv)
-    runs = list(grid(cfg.all_seeds()))
+    script, runs_of = GRIDS[cfg.grid]
+    runs = list(runs_of(cfg.all_seeds()))
     if cfg.ray and find_spec("ray") is None:
         raise BadInput("no package ray: pip install -r requirements-ray.txt; without --ray the commands are printed")
-    if cfg.ray and (left := commands(replace(cfg, todo=True), runs)):
+    if cfg.ray and (left := commands(replace(cfg, todo=True), script, runs)):
         tune_runs(cfg, left)
     if cfg.ray or cfg.best:
-        print_best(commands(replace(cfg, todo=False), runs))
+        print_best(commands(replace(cfg, todo=False), script, runs))
     else:
-        show(cfg, "train_TS.py", runs)
+        show(cfg, script, runs)
 
 
 if __name__ == "__main__":
