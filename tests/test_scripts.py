@@ -20,7 +20,7 @@ from training.configurator import configure, parse_list
 from training.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = {"language_modeling": 20, "icl_regression": 88}
+COUNTS = {"language_modeling": 20, "icl_regression": 120}
 SUBMIT = {name: str(path) for name in COUNTS for path in (ROOT / "scripts" / name).glob("submit_*.sh")}
 
 
@@ -161,11 +161,11 @@ def test_a_signal_lets_the_running_ones_save_and_starts_no_other(number, tmp_pat
 def test_a_grid_runs_here_and_again_does_nothing(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
     tiny = "config/icl_configs/tiny.py --n_dims=2 --d_model=8 --n_head=2 --n_layer=1 --batch_size=2 --eval_prompts=4"
-    argv = ["--only=^(standard|bilinear_btt)_n16_d64_lr0.001", f"--out_dir={tmp_path}", "--run=True", "--jobs=2"]
+    argv = ["--only=^(standard|bilinear_btt)_n16_d64_lr0.0001", f"--out_dir={tmp_path}", "--run=True", "--jobs=2"]
     argv += [f"--extra={tiny} --max_iters=2 --device=cpu"]
     sweep("icl_regression", capfd, *argv)
     for name in ("standard", "bilinear_btt"):
-        folder = tmp_path / f"{name}_n16_d64_lr0.001_seed1337"
+        folder = tmp_path / f"{name}_n16_d64_lr0.0001_seed1337"
         assert json.loads((folder / "run.json").read_text())["status"] == "finished"
         assert "step 2/2" in (folder / "output.txt").read_text()
     assert sweep("icl_regression", capfd, *argv) == []
@@ -210,7 +210,7 @@ def submit(name, *argv):
 
 def test_dry_run_submits_nothing(cluster):
     said = submit("icl_regression", "--dry-run", "--time=5", "--", "--only=^standard_n16")
-    assert "'--array=1-6'" in said
+    assert "'--array=1-8'" in said
     assert "'--time=5'" in said
     assert len([line for line in said.splitlines() if line.startswith("python train_ICL.py")]) == 6
     assert not cluster.exists()

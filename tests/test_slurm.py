@@ -207,7 +207,7 @@ def one_thread():
 
 def test_grids_finish_and_finished_runs_are_left_out(slurm, grid, tmp_path):
     icl = dict(n_dims=2, d_model=16, n_head=2, batch_size=4, eval_prompts=8, max_iters=10)
-    icl = grid("config/icl_configs/tiny.py", "^(standard|bilinear_btt)_n16_d64_lr0.001", **icl)
+    icl = grid("config/icl_configs/tiny.py", "^(standard|bilinear_btt)_n16_d64_lr0.0001", **icl)
     said, number = {}, {}
     said[ICL], number[ICL] = submit(ICL, "--hold", *icl)
     assert queued() == set((log_folder(said[ICL]) / "runs.txt").read_text().splitlines())

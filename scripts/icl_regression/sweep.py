@@ -45,7 +45,9 @@ PAPER_RANKS = {  # (n_dims, d_model): the lists that the paper tried there
 
 
 def mlr_ranks(d_head):
-    """8|4|2|2, the default, scaled to the head width; 2|1|1 and 4|2|1|1 for heads too narrow for that."""
+    """8|4|2|2, the default, scaled to the head width; for narrow ones what keeps the form's rank at 16 or more."""
+    if d_head == 4:
+        return "0|2|1|1"
     ranks = []
     while len(ranks) < 3 and d_head - sum(ranks) > 1:
         ranks.append((d_head - sum(ranks)) // 2)
