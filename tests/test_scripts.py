@@ -212,7 +212,7 @@ def test_dry_run_submits_nothing(cluster):
     said = submit("icl_regression", "--dry-run", "--time=5", "--", "--only=^standard_n16")
     assert "'--array=1-8'" in said
     assert "'--time=5'" in said
-    assert len([line for line in said.splitlines() if line.startswith("python train_ICL.py")]) == 6
+    assert len([line for line in said.splitlines() if line.startswith("python train_ICL.py")]) == 8
     assert not cluster.exists()
     assert not (cluster.parent / "logs").exists()
 

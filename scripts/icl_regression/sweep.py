@@ -44,14 +44,15 @@ PAPER_RANKS = {  # (n_dims, d_model): the lists that the paper tried there
 }
 
 
-def mlr_ranks(d_head):
-    """8|4|2|2, the default, scaled to the head width; for narrow ones what keeps the form's rank at 16 or more."""
-    if d_head == 4:
-        return "0|2|1|1"
+def mlr_ranks(d_head, n_dims):
+    """8|4|2|2, the default, scaled to the head width, or 0|8|4|4 where the form's rank would be below n_dims."""
     ranks = []
     while len(ranks) < 3 and d_head - sum(ranks) > 1:
         ranks.append((d_head - sum(ranks)) // 2)
-    return "|".join(map(str, [*ranks, d_head - sum(ranks)]))
+    ranks.append(d_head - sum(ranks))
+    if sum(r * 2**level for level, r in enumerate(ranks)) < n_dims:
+        ranks = [0, d_head // 2, d_head // 4, d_head // 4]
+    return "|".join(map(str, ranks))
 
 
 def variants(n_dims, d_model):
@@ -62,7 +63,7 @@ def variants(n_dims, d_model):
             yield name, heads
             continue
         paper = PAPER_RANKS.get((n_dims, d_model), ())
-        for ranks in paper or [mlr_ranks(d_model // n_head)]:
+        for ranks in paper or [mlr_ranks(d_model // n_head, n_dims)]:
             yield name + ("_" + ranks.replace("|", "-") if paper else ""), [*heads, f"--mlr_rank_list={ranks}"]
 
 
