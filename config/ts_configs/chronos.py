@@ -8,7 +8,6 @@
 
 out_dir = "out/ts_chronos"
 look_back = 256
-horizon = 64
 max_iters = 1_000
 warmup_iters = 50
 eval_interval = 500
