@@ -61,6 +61,7 @@ class Settings(RunSettings, StructureSettings):
     batch_size: int = setting(32, "windows in a step, of all processes together")
     max_iters: int = setting(1_000, "steps to train for", free=True)
     init_lr: float = setting(2e-4, "peak learning rate at fan-in 768; other widths follow by µP")
+    one_rate: bool = setting(False, "every weight learns at init_lr, as in PatchTST's code, not by µP")
     warmup_iters: int = setting(20, "steps of linear warm-up")
     lr_schedule: str = setting("constant", "after it: constant, type1 (halved each epoch after the 2nd), type3 (x 0.9)")
     eval_interval: int = setting(100, "steps between two evaluations, each followed by a checkpoint", free=True)
@@ -181,6 +182,8 @@ class Forecasting(Experiment):
             raise BadInput("forecaster patch trains in one process: its BatchNorm needs the whole batch")
         self.best_line, self.best_model, self.waited = {}, {}, 0
         super().__init__(cfg, "train_TS.py", lambda: cfg.build(self.data.channels), cfg.init_lr)
+        for group in self.optimizer.param_groups if cfg.one_rate else ():
+            group["peak_lr"] = cfg.init_lr
         self.data.to(self.device)
         saved = self.run.saved
         if saved and saved["sha256"] != self.data.sha256:

@@ -359,6 +359,22 @@ def test_the_rates_of_the_published_schedules(build):
         assert [experiment.lr_factor(step) for step in range(12)] == pytest.approx(np.repeat(want, 2))
 
 
+def test_one_rate_for_every_weight(argv, tmp_path):
+    """µP's are not one; after a resume it is the same, and the first step of Adam is as long as the rate."""
+    rates = {}
+    for one_rate in (False, True):
+        command = argv(one_rate=one_rate, max_iters=3, warmup_iters=0, grad_clip=0, out_dir=tmp_path / f"{one_rate}")
+        before = train_TS.Forecasting(configure(train_TS.Settings, command))
+        train_TS.main([*command, "--max_iters=1"])
+        resumed = train_TS.Forecasting(configure(train_TS.Settings, [*command, "--init_from=resume"]))
+        resumed._set_learning_rates()
+        rates[one_rate] = {float(group["lr"]) for group in resumed.optimizer.param_groups}
+        moved = (resumed.model.read_out.weight - before.model.read_out.weight).abs().max().item()
+        assert moved == pytest.approx(3e-4 if one_rate else 3e-4 * 768 / 16, rel=1e-3)
+    assert rates[True] == {3e-4}
+    assert len(rates[False]) > 2
+
+
 # --- forecasters ---
 
 
