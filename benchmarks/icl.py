@@ -23,7 +23,7 @@ from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast
 from training.errors import BadInput
 from training.mup import initialise, param_groups
-from training.together import Pack
+from training.together import Pack, packing_refusal
 
 STRUCTURES = ("low_rank", "bilinear_MLR", "bilinear_BTT")
 COLUMNS = {  # key: (width, format)
@@ -128,6 +128,8 @@ def train_icl(run):
 
 def packed(run, count):
     """The step of several runs at once (training/together.py)."""
+    if why := packing_refusal(run):
+        raise BadInput(why)
     experiments = [train_ICL.InContextRegression(replace(run, seed=run.seed + k)) for k in range(count)]
     pack = Pack(experiments)
 

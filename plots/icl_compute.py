@@ -73,7 +73,7 @@ def draw_envelopes(ax, curves, x, lines):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train_ICL.py")
+    parser = arguments(__doc__, "train_ICL.py", unfinished=True)
     parser.add_argument("--x", default="non_emb_compute", choices=X_AXES, help="what the runs are compared at")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)

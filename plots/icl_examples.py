@@ -74,7 +74,7 @@ def widest(curves):
 
 @command
 def main(argv=None):
-    args = arguments(__doc__, "train_ICL.py").parse_args(argv)
+    args = arguments(__doc__, "train_ICL.py", unfinished=True).parse_args(argv)
     runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)
     check_same(runs, [name for name in TASK if name not in ICL_SIZES])
     curves = tuned(runs, unnamed=ICL_SIZES)

@@ -65,7 +65,7 @@ def markdown(header, *rows):
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train_ICL.py")
+    parser = run_arguments(__doc__, "train_ICL.py", unfinished=True)
     parser.add_argument("--ledger", action="store_true", help="every run instead of the best")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)

@@ -55,7 +55,7 @@ def draw(ax, curves, lines):
 @command
 def main(argv=None):
     args = arguments(__doc__, "train_ICL.py").parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)
+    runs = read_runs(args.runs, "train_ICL.py", args.only)
     check_same(runs, [name for name in TASK if name not in ICL_SIZES])
     curves = tuned(runs, unnamed=ICL_SIZES)
     lines, panels = line_styles(curves), by_setting(curves, "n_dims")

@@ -217,18 +217,22 @@ def check_same(runs, names):
             raise BadInput(f"the runs differ in {name} ({_either(there)}); choose with --only {name}={there[0]}")
 
 
-def run_arguments(description, script):
-    """The parser of a command that reads runs of `script`; it may add its own flags."""
+def run_arguments(description, script, unfinished=False):
+    """The parser of a command that reads runs of `script`; it may add its own flags.
+
+    unfinished: the command can take runs that have not ended, too, if asked to.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help=f"folders of runs of {script}, or folders that hold such folders")
-    parser.add_argument("--unfinished", action="store_true", help="take runs that have not ended as far as they got")
+    if unfinished:
+        parser.add_argument("--unfinished", action="store_true", help="take runs that have not ended, too")
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="take runs with this setting")
     return parser
 
 
-def arguments(description, script):
+def arguments(description, script, unfinished=False):
     """The parser of a figure from runs of `script`."""
-    parser = run_arguments(description, script)
+    parser = run_arguments(description, script, unfinished)
     parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
     return parser
 
@@ -318,8 +322,8 @@ def group(runs, unnamed=frozenset()):
 def tuned(runs, metric="eval/last", rate=ICL_RATE, unnamed=frozenset()):
     """As `group`, for each curve only the runs of its best learning rate: the lowest mean of `metric` at the end.
 
-    Rates are compared on the seeds that all of them have, so that more seeds of one are no advantage. Raises BadInput
-    if they have none in common.
+    Rates are compared on the seeds and at the last step that all of them have, so that more seeds or steps of one are
+    no advantage. Raises BadInput if they have none in common.
     """
     kept, tried = [], {}
     for kind in _alike(runs, IGNORED | {rate}):
@@ -330,10 +334,14 @@ def tuned(runs, metric="eval/last", rate=ICL_RATE, unnamed=frozenset()):
         if not common:
             folders = ", ".join(str(run.folder) for run in kind)
             raise BadInput(f"no seed is in all of {rate} = {_either(rates)}, which {folders} are to be compared at")
-        errors = {
-            r: float(np.mean([run.final(metric) for run in same if run.settings["seed"] in common]))
-            for r, same in rates.items()
+        series = {
+            r: [run.series(metric) for run in same if run.settings["seed"] in common] for r, same in rates.items()
         }
+        shared = set.intersection(*(set(steps) for same in series.values() for steps in same))
+        if not shared:
+            folders = ", ".join(str(run.folder) for run in kind)
+            raise BadInput(f"no step at which {metric} is known for all of {folders}")
+        errors = {r: float(np.mean([steps[max(shared)][1] for steps in same])) for r, same in series.items()}
         best = rates[min(errors, key=errors.get)]
         kept += best
         tried |= dict.fromkeys((run.folder for run in best), errors)

@@ -258,6 +258,14 @@ def test_unfinished_runs_count_as_far_as_they_got(tmp_path, capsys):
     assert sorted(steps) == ["100", "300"]
 
 
+def test_rates_are_compared_at_the_last_step_that_all_have(tmp_path):
+    write_icl(tmp_path / "long", scale=0.9)
+    write_icl(tmp_path / "short", scale=0.5, steps=STEPS[:2], status="running", training_learning_rate=2e-3)
+    (curve,) = tuned(read_runs([tmp_path], "train_ICL.py", unfinished=True))
+    assert [run.folder.name for run in curve.runs] == ["short"]  # though the other ends lower
+    assert curve.runs[0].final("eval/last") > load_run(tmp_path / "long").final("eval/last")
+
+
 def test_missing_metrics_are_named(tmp_path, capsys):
     out = tmp_path / "fig.png"
     a, b = write_icl(tmp_path / "a", drop=["eval/last"]), write_icl(tmp_path / "b", drop=["paper_compute"])

@@ -54,15 +54,15 @@ def refusal(capsys, main, *argv):
     return said
 
 
-def same_bytes_twice(main, *argv, folder):
-    """Draws into two files, warnings being errors, and compares."""
+def drawn_twice(main, *argv, folder):
+    """The bytes of two drawings, warnings being errors: {suffix: bytes} twice."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for out in ("a.png", "b"):
             main([*map(str, argv), "--out", str(folder / out)])
-    for suffix in (".png", ".svg"):
-        assert (folder / f"a{suffix}").read_bytes() == (folder / f"b{suffix}").read_bytes()
-    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
+    first, second = ({s: (folder / f"{out}{s}").read_bytes() for s in (".png", ".svg")} for out in "ab")
+    assert first[".png"].startswith(b"\x89PNG")
+    return first, second
 
 
 # --- errors against the horizon ---
@@ -147,9 +147,11 @@ def test_rules_do_not_set_the_scale(tmp_path):
 def test_horizon_picture_has_the_same_bytes_every_time(tmp_path):
     for name, settings in dict(a={}, b=dict(seed=2), c=dict(forecaster="encoder")).items():
         write_run(tmp_path / "runs" / name, **settings)
-    same_bytes_twice(ts_horizon.main, tmp_path / "runs", folder=tmp_path)
+    first, second = drawn_twice(ts_horizon.main, tmp_path / "runs", folder=tmp_path)
+    assert first == second
     rules = write_run(tmp_path / "rule", 1.3, forecaster="repeat_last", dataset="ETTm1")  # nothing else to draw
-    same_bytes_twice(ts_horizon.main, rules, folder=tmp_path)
+    first, second = drawn_twice(ts_horizon.main, rules, folder=tmp_path)
+    assert first == second
 
 
 def test_horizon_refuses_what_it_cannot_draw(tmp_path, capsys):
@@ -299,7 +301,8 @@ def test_all_windows_together_give_the_recorded_error(folder):
 
 def test_forecasts_picture_has_the_same_bytes_every_time(folder, tmp_path, capsys):
     both = f"--out_dir={folder / 'standard'}|{folder / 'alone'}"
-    same_bytes_twice(ts_forecasts.main, both, "--windows=0|7|25", "--channel=OT", folder=tmp_path)
+    first, second = drawn_twice(ts_forecasts.main, both, "--windows=0|7|25", "--channel=OT", folder=tmp_path)
+    assert first == second
     said = capsys.readouterr().out
     for name in ("standard", "alone"):  # of one kind, so told apart by their folders
         assert said.count(f"standard, L = 16 ({name})") == 6

@@ -140,6 +140,24 @@ def test_runs_are_packed_by_shape(tmp_path):
         assert len({plan.settings.d_model for plan in part}) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (dict(dropout=0.1), "dropout"),
+        (dict(dtype="float16"), "float16"),
+        (dict(token_mixing_struct="low_rank_with_gswa"), "FlexAttention"),
+        (dict(token_mixing_struct="bilinear_BTT", d_model=256), "queries 256 wide"),
+        (dict(token_mixing_struct="bilinear_MLR", d_model=128, mlr_rank_list="0|0|0|0|0|64"), "queries 2048 wide"),
+        (dict(d_qk_head=160), "queries 160 wide"),
+        (dict(token_mixing_struct="bilinear_MLR", mlr_rank_list="many"), "mlr_rank_list"),
+        (dict(), None),
+    ],
+)
+def test_what_is_not_packed(settings, why, tmp_path):
+    found = together.packing_refusal(plan(**{**PACKED, "out_dir": tmp_path, **settings}).settings)
+    assert found is None if why is None else why in found
+
+
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
     runs = dict(ALIKE, third=dict(seed=1, training_learning_rate=1e30))
     refused = plan(out_dir=tmp_path / "refused", batch_size=65)

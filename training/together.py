@@ -21,14 +21,14 @@ from typing import NamedTuple
 import torch
 from torch.func import functional_call
 
-from structured import kernels
+from structured import build_scoring, kernels
 from training import devices
 from training.capture import StaticStep
-from training.configurator import parse_list
 from training.errors import BadInput
 from training.run import STOP_SIGNALS
 
 DIFFERENT = {"seed", "training_learning_rate", "init_lr"}  # what the runs of a pack may differ in, beside free settings
+ANY_LENGTH = 2**20  # tokens; the width of a head does not depend on them
 PROGRAM = {"device", "compile", "keep", "cuda_graph"}  # free settings that the runs of a pack agree in
 
 
@@ -50,6 +50,7 @@ def fit_together(plans, jobs):
         for part in parts(plans, jobs):
             if not asked:
                 statuses += train(part, asked)
+                gc.collect()  # memory of a pack, whose parts refer to each other, before the next one takes its own
     if asked:
         sys.exit(128 + asked[0])
     if any(statuses):
@@ -81,18 +82,14 @@ def packing_refusal(settings):
         return "float16 scales the loss of each run"
     if "gswa" in settings.token_mixing_struct or "window" in settings.token_mixing_struct:
         return "FlexAttention, which windows use on a GPU, is not mapped over runs"
-    if (width := key_width(settings)) > kernels.WIDEST:
+    try:
+        with torch.device("meta"):
+            width = build_scoring(settings.model_config(block_size=ANY_LENGTH).scoring).key_width
+    except BadInput as error:  # which the run, alone, will end with
+        return str(error)
+    if width > kernels.WIDEST:
         return f"queries {width} wide take PyTorch's attention, whose backward pass fails mapped and compiled"
     return None
-
-
-def key_width(settings):
-    """Features that the queries and keys of a head have."""
-    if settings.token_mixing_struct in ("bilinear_BTT", "bilinear_MLBTC"):
-        return settings.d_model
-    if settings.token_mixing_struct == "bilinear_MLR":
-        return sum(r * 2**i for i, r in enumerate(parse_list(settings.mlr_rank_list, "mlr_rank_list")))
-    return settings.d_head if settings.n_head == -1 else settings.d_model // settings.n_head
 
 
 def train(plans, asked):
@@ -119,7 +116,6 @@ def train(plans, asked):
                 pack.step()
             except Exception as its_error:
                 error = its_error
-    gc.collect()  # memory of the pack, before the next one takes its own
     return statuses + [member.status for member in members]
 
 
@@ -128,15 +124,18 @@ class Member:
 
     def __init__(self, experiment):
         self.experiment, self.run, self.status = experiment, experiment.run, None
-        self.loop = experiment.training()
+        self.loop, self.output = experiment.training(), None
         self.run.takes_signals = False
 
     def go_on(self, error=None):
         """To the next step, or to the end that `error` is; what the run prints is added to output.txt in its folder."""
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.run.folder / "output.txt", "a") as output, contextlib.redirect_stdout(output):
+        if self.output is None:
+            self.run.folder.mkdir(parents=True, exist_ok=True)
+            self.output = open(self.run.folder / "output.txt", "a")  # noqa: SIM115, open until the run ends
+        with contextlib.redirect_stdout(self.output):
             self.status = self._next(error)
         if self.status is not None:
+            self.output.close()
             print(f"{self.run.folder} {self.run.record.get('status', 'failed')}", flush=True)
 
     def _next(self, error):
