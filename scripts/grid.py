@@ -105,7 +105,7 @@ def run_together(commands, jobs):
             raise BadInput(f"runs of {script} do not go together, those of {those} do; leave --together out")
         module, experiment = classes[script]
         settings = configure(module.Settings, arguments)
-        return Plan(settings, lambda: experiment(settings))
+        return Plan(settings, lambda: experiment(settings), [script, *arguments])
 
     fit_together([plan(command) for command in commands], jobs)
 

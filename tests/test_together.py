@@ -229,4 +229,8 @@ def test_a_grid_in_one_process(tmp_path, capsys):
     assert len(folders) >= 2
     assert all(record(folder)["status"] == "finished" for folder in folders)
     assert {record(folder)["together"] for folder in folders} == {2}
+    for folder in folders:  # the run's own command, which goes on with it alone
+        script, *argv = record(folder)["argv"]
+        assert script == "train_ICL.py"
+        assert configure(train_ICL.Settings, argv) == configure(train_ICL.Settings, [*argv, f"--out_dir={folder}"])
     assert "finished" in capsys.readouterr().out

@@ -86,7 +86,7 @@ def parse_list(text, name, kind=int):
     except ValueError:
         items = ()
     if not items or "" in items:
-        example = "8|4|4" if kind is int else "MHA|SWA"
+        example = {int: "8|4|4", float: "1e-4|5e-5"}.get(kind, "MHA|SWA")
         raise BadInput(f"{name} is {text!r}; write values with | between them, like \"{example}\"")
     return items
 

@@ -31,6 +31,7 @@ class Run:
     """
 
     together = 1  # runs that take their steps at once, and share the seconds
+    argv = None  # the command of the run, where it is not that of the process
     takes_signals = True  # False: the process takes them, for several runs
 
     def __init__(self, settings, command):
@@ -87,7 +88,7 @@ class Run:
             self._forget_metrics_after(step)
         self.record = dict(
             command=self.command,
-            argv=sys.argv,
+            argv=self.argv or sys.argv,
             settings=dataclasses.asdict(self.settings),
             **_git_state(),
             versions=_versions(),

@@ -33,10 +33,11 @@ PROGRAM = {"device", "compile", "keep", "cuda_graph"}  # free settings that the 
 
 
 class Plan(NamedTuple):
-    """A run to make: its settings, and the function that builds its experiment."""
+    """A run to make: its settings, the function that builds its experiment, and the command that makes it alone."""
 
     settings: object
     build: Callable
+    argv: list | None = None
 
 
 def fit_together(plans, jobs):
@@ -97,7 +98,7 @@ def train(plans, asked):
     members, statuses = [], []
     for plan in plans:
         try:
-            members.append(Member(plan.build()))
+            members.append(Member(plan.build(), plan.argv))
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             statuses.append(2)
@@ -122,10 +123,10 @@ def train(plans, asked):
 class Member:
     """A run that shares its process. `status` is what its own process would have ended with, None while it goes on."""
 
-    def __init__(self, experiment):
+    def __init__(self, experiment, argv):
         self.experiment, self.run, self.status = experiment, experiment.run, None
         self.loop, self.output = experiment.training(), None
-        self.run.takes_signals = False
+        self.run.takes_signals, self.run.argv = False, argv
 
     def go_on(self, error=None):
         """To the next step, or to the end that `error` is; what the run prints is added to output.txt in its folder."""
