@@ -252,7 +252,7 @@ def test_stopped_tasks_go_back_into_the_queue_and_cancelled_ones_do_not(slurm, g
         assert 0 < metrics(folder)[-1]["step"] < steps
     assert job(tasks[2])["JobState"] == "CANCELLED"
     for task in tasks[:2]:
-        # SLURM waits two minutes before it starts again; within a second of the end its daemon would still refuse the job
+        # SLURM waits two minutes before it starts again; for about a second its daemon still refuses the ended job
         output("scontrol", "update", f"JobId={task}", "StartTime=now+3seconds")
     straight = [tmp_path / f"straight{i}" for i in (0, 1)]
     for i in (0, 1):
