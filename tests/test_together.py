@@ -220,6 +220,25 @@ def test_a_run_begun_in_a_pack_goes_on_alone(tmp_path, monkeypatch):
         assert_same_curves(tmp_path / "parts" / name, tmp_path / "whole" / name)
 
 
+def test_runs_that_stand_at_different_steps(tmp_path):
+    """One is resumed at step 3, where the curriculum is further than at the others' start, and ends before them."""
+    fit_alone(tmp_path / "alone", ALIKE, **PACKED)
+    ahead = plans(tmp_path / "together", ALIKE, **PACKED)[0].build()
+    for _ in range(3):
+        ahead._train_step()
+    ahead.run.folder.mkdir(parents=True)
+    ahead.run.save(ahead.state())
+    fit_together(plans(tmp_path / "together", ALIKE, **PACKED, init_from="auto"), jobs=3)
+    for name in ALIKE:
+        got, want = (metrics(tmp_path / how / name) for how in ("together", "alone"))
+        later = [line for line in want if line["step"] > (3 if name == "first" else -1)]
+        assert [line["step"] for line in got] == [line["step"] for line in later]
+        for line, expected in zip(got, later, strict=True):
+            for key in ("overall_loss", "eval/last", "grad_norm"):
+                if key in expected and line["step"] != 4:  # whose mean of losses began before the checkpoint
+                    assert line[key] == pytest.approx(expected[key], rel=1e-4), (name, key, line["step"])
+
+
 def test_a_grid_in_one_process(tmp_path, capsys):
     tiny = "--n_layer=1 --batch_size=2 --max_iters=2 --eval_prompts=4 --log_interval=1 --compile=False --device=cpu"
     tiny += " --training_curriculum_adaptive_inc=False --n_positions=4"
