@@ -21,6 +21,7 @@ from training.distributed import Share, World
 from training.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SCRIPTS = {"train.py": (train, train.LanguageModelling), "train_ICL.py": (train_ICL, train_ICL.InContextRegression)}
 
 
@@ -115,13 +116,25 @@ def test_two_processes_equal_one_in_context(tmp_path):
 
 
 def test_torchrun(argv, whole, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    done = subprocess.run(
-        [*command, *argv(out_dir=tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    command = [*TORCHRUN, "train.py", *argv(out_dir=tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 6/6: val loss") == 1
     assert_close_runs(tmp_path, whole)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_two_gpus_equal_one(compiled, argv, tmp_path):
+    """NCCL between them; one GPU on its own replays its steps as a CUDA graph, two do not."""
+    settings = dict(device="cuda", dropout=0.0, compile=compiled, init_lr=1e-5)
+    launch = {"one": [sys.executable], "two": TORCHRUN}
+    for name, command in launch.items():
+        command = [*command, "train.py", *argv(settings, out_dir=tmp_path / name)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert_close_runs(tmp_path / "two", tmp_path / "one", rel=1e-4)
+    assert [record(tmp_path / name)["processes"] for name in launch] == [1, 2]
 
 
 def count_gradient_exchanges(experiment, rank):
