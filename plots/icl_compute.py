@@ -49,7 +49,8 @@ def log_axes(ax, runs, x):
 
 
 def error_words(runs):
-    points = len(runs[0].last("eval_pointwise/loss")[1])
+    settings = runs[0].settings
+    points = 2 * settings["n_dims"] if settings["n_positions"] == -1 else settings["n_positions"]
     return f"mean squared error\nafter {points - 1} examples"
 
 

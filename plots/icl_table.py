@@ -65,13 +65,14 @@ def markdown(header, *rows):
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train_ICL.py", unfinished=True)
+    parser = run_arguments(__doc__, "train_ICL.py", unfinished=True, at_step=True)
     parser.add_argument("--ledger", action="store_true", help="every run instead of the best")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)
+    runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished, args.at_step)
     print(markdown(*(ledger(runs) if args.ledger else results(runs))))
     total = sum(map(seconds, runs)) / 3600
-    print(f"\n{len(runs)} runs, {total:.1f} hours of training.")
+    until = "" if args.at_step is None else f" until step {args.at_step:,}"
+    print(f"\n{len(runs)} runs, {total:.1f} hours of training{until}.")
     few = [c for c in tuned(runs, unnamed=ICL_SIZES) if len(c.tried) < 2]
     if few:
         names = (f"{c.label} at n_dims {c.settings['n_dims']}, D {c.d_model}" for c in few)

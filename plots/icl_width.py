@@ -1,9 +1,11 @@
 """In-context regression: the error at the last position of a prompt against the width of a head.
 
-    python plots/icl_width.py results/icl_regression --out out/figures/icl_width.png
+    python plots/icl_width.py out/icl_regression --out out/figures/icl_width.png
+    python plots/icl_width.py results/icl_regression --at-step=50000 --only d_model=64 --only d_model=128 --out a.png
 
 A panel for each n_dims, every point at the best of its learning rates. Left of the vertical line a head is narrower
-than x: standard attention's scores then have a rank below n_dims, the bilinear ones do not.
+than x: standard attention's scores then have a rank below n_dims, the bilinear ones do not. --at-step compares runs,
+and their learning rates, at one step of a common schedule instead of at their ends, which they need not have reached.
 """
 
 import sys
@@ -15,7 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.icl_compute import TASK, error_words
 from plots.icl_examples import baselines
-from plots.records import ICL_SIZES, arguments, by_kind, by_setting, check_same, final_table, read_runs, tuned
+from plots.records import (
+    ICL_SIZES,
+    arguments,
+    by_kind,
+    by_setting,
+    check_same,
+    final_table,
+    read_runs,
+    step_words,
+    tuned,
+)
 from plots.style import GREY, label_ends, line_styles, log_ticks, picture, shared_legend, structure_style
 from training.errors import BadInput, command
 
@@ -43,7 +55,7 @@ def draw(ax, curves, lines):
     ax.set(xscale="log", yscale="log", xlabel="width of a head, r", ylabel=error_words(runs))
     n_dims, zero = runs[0].settings["n_dims"], baselines(runs)["zero"][-1]
     ax.axvline(n_dims, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
-    ax.text(n_dims, 1.01, "r = n_dims", transform=ax.get_xaxis_transform(), color="#555555", fontsize=6.5, ha="center")
+    ax.text(n_dims, 1.02, "r = n_dims", transform=ax.get_xaxis_transform(), color="#555555", fontsize=6.5, ha="center")
     ax.axhline(zero, color=GREY, linewidth=0.8)
     widths = sorted({int(c.x[0]) for c in curves} | {n_dims})
     ax.set_xticks(widths, map(str, widths))
@@ -54,19 +66,19 @@ def draw(ax, curves, lines):
 
 @command
 def main(argv=None):
-    args = arguments(__doc__, "train_ICL.py").parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only)
+    args = arguments(__doc__, "train_ICL.py", at_step=True).parse_args(argv)
+    runs = read_runs(args.runs, "train_ICL.py", args.only, at_step=args.at_step)
     check_same(runs, [name for name in TASK if name not in ICL_SIZES])
     curves = tuned(runs, unnamed=ICL_SIZES)
     lines, panels = line_styles(curves), by_setting(curves, "n_dims")
     with picture(args.out, panels=len(panels), columns=2) as axes:
         for ax, (n_dims, mine) in zip(axes, panels.items(), strict=True):
             draw(ax, mine, lines)
-            ax.set_title(f"n_dims = {n_dims}", fontsize=8, pad=12)
+            ax.set_title(f"n_dims = {n_dims}{step_words(args.at_step)}", fontsize=8, pad=12)
         shared_legend(axes, curves)
     for n_dims, mine in panels.items():
         in_lines = [curve for alike in by_kind(mine) for curve in alike]
-        print(f"n_dims = {n_dims}\n{final_table(in_lines, 'eval/last', 'r')}")
+        print(f"n_dims = {n_dims}{step_words(args.at_step)}\n{final_table(in_lines, 'eval/last', 'r')}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import math
 import shlex
 from ast import literal_eval
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +35,7 @@ IGNORED = {  # settings in which the runs of one curve may differ; runs of diffe
     "wandb_log", "wandb_entity", "wandb_project", "wandb_run_name",
     "eval_interval", "eval_iters", "eval_only", "eval_prompts", "eval_batch_size", "always_save_checkpoint",
 }  # fmt: skip
-SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps", "n_head": "heads"}
+SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps"}
 ICL_RATE = "training_learning_rate"
 ICL_SIZES = {"n_dims", "n_positions", "block_size", "d_model"}  # what a figure of in-context regression has in its axes
 X_AXES = {  # key of metrics.jsonl: words of the axis
@@ -54,11 +54,12 @@ CONFIGS = {  # script: the config file that the advice for a missing run names
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run's folder: the dict of run.json and the lines of metrics.jsonl."""
+    """One run's folder: the dict of run.json and the lines of metrics.jsonl; `as_of`: the step it ends at here."""
 
     folder: Path
     record: dict
     metrics: list
+    as_of: float = math.inf
 
     @property
     def settings(self):
@@ -79,10 +80,10 @@ class Run:
 
     @cached_property
     def evaluated(self):
-        """{metric: {step: line}}; a step logged twice counts as it was logged last."""
+        """{metric: {step: line}} up to `as_of`; a step logged twice counts as it was logged last."""
         found = {}
         for line in self.metrics:
-            for name in line:
+            for name in line if line["step"] <= self.as_of else ():
                 found.setdefault(name, {})[line["step"]] = line
         return found
 
@@ -217,37 +218,65 @@ def check_same(runs, names):
             raise BadInput(f"the runs differ in {name} ({_either(there)}); choose with --only {name}={there[0]}")
 
 
-def run_arguments(description, script, unfinished=False):
+def as_of(runs, step, metric="eval/last"):
+    """The runs as they stood at their evaluation at exactly `step`, which is then the last that each of them has.
+
+    Where nothing before it depends on the length of a run, this is what runs of so many steps give. Raises BadInput if
+    a run has no `metric` there, with the last step that each such run has one at, and the last that all have.
+    """
+    evaluated = {run.folder: set(run.evaluated.get(metric, {})) for run in runs}
+    lacking = []
+    for folder, steps in evaluated.items():
+        if step not in steps:
+            last = f"last at {max(steps):,}" if steps else "nowhere yet"
+            lacking.append(f"{folder} has no {metric} at step {step:,} ({last})")
+    if lacking:
+        shared = set.intersection(*evaluated.values())
+        has = f"step {max(shared):,} is the last that" if shared else "there is none that"
+        raise BadInput("\n".join([*lacking, f"{has} all {len(runs)} runs have; leave runs out with --only NAME=VALUE"]))
+    return [replace(run, as_of=step) for run in runs]
+
+
+def run_arguments(description, script, unfinished=False, at_step=False):
     """The parser of a command that reads runs of `script`; it may add its own flags.
 
-    unfinished: the command can take runs that have not ended, too, if asked to.
+    unfinished, at_step: the command can take runs that have not ended as far as they got, or all runs as of one step.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help=f"folders of runs of {script}, or folders that hold such folders")
+    early = parser.add_mutually_exclusive_group()
     if unfinished:
-        parser.add_argument("--unfinished", action="store_true", help="take runs that have not ended, too")
+        early.add_argument("--unfinished", action="store_true", help="take runs that have not ended, too")
+    if at_step:
+        words = "take all runs, ended or not, as they stood at their evaluation at step N"
+        early.add_argument("--at-step", type=int, metavar="N", help=words)
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="take runs with this setting")
     return parser
 
 
-def arguments(description, script, unfinished=False):
+def arguments(description, script, unfinished=False, at_step=False):
     """The parser of a figure from runs of `script`."""
-    parser = run_arguments(description, script, unfinished)
+    parser = run_arguments(description, script, unfinished, at_step)
     parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
     return parser
 
 
-def read_runs(paths, script, only=(), unfinished=False):
+def read_runs(paths, script, only=(), unfinished=False, at_step=None):
     """What a script draws: the finished runs of `script` in `paths` that have the settings `only` asks for.
 
-    unfinished: the others, too.
+    unfinished: the others, too. at_step: all of them, as of this step.
     """
     runs = find_runs(paths, script)
     chosen = select(runs, parse_wanted(only))
     if len(chosen) < len(runs):
         print(f"{len(runs) - len(chosen)} of {len(runs)} runs left out by --only")
-    check_finished(chosen, script, unfinished)
-    return chosen
+    check_finished(chosen, script, unfinished or at_step is not None)
+    return chosen if at_step is None else as_of(chosen, at_step)
+
+
+def step_words(at_step):
+    """What a title adds where all runs are taken as of one step."""
+    return "" if at_step is None else f", step {at_step:,}"
 
 
 @dataclass
@@ -299,10 +328,13 @@ def group(runs, unnamed=frozenset()):
     """Curves without numbers, in the order of STRUCTURES and then of width; all labels differ.
 
     A width is named where several are drawn; another setting where it tells apart curves of one structure and size.
-    Settings in `unnamed` are not, and labels may then be the same.
+    Settings in `unnamed` are not, and labels may then be the same. Curves without a name for their width are to become
+    a line through several widths: a line has one number of heads, so that it is named where a structure has several,
+    and its curves follow each other, more heads first.
     Raises BadInput for the same seed twice in a curve.
     """
-    groups = sorted(_alike(runs, IGNORED), key=_order)
+    lines = "d_model" in unnamed
+    groups = sorted(_alike(runs, IGNORED), key=lambda g: _order(g, lines))
     for g in groups:
         for a, b in itertools.pairwise(g):
             if a.settings["seed"] == b.settings["seed"]:
@@ -313,9 +345,9 @@ def group(runs, unnamed=frozenset()):
     for g in groups:
         alike = [h[0].settings for h in groups if h[0].structure == g[0].structure]
         names = ["d_model"] if widths else []
-        names += [n for n in _telling(alike) if n not in IGNORED | {"d_model"}]
-        texts = [f"{SHORT.get(n, n)} = {_text(g[0].settings.get(n))}" for n in names if n not in unnamed]
-        curves.append(Curve(g, ", ".join(texts)))
+        names += ["n_head"] if lines and len({settings["n_head"] for settings in alike}) > 1 else []
+        names += [n for n in _telling(alike) if n not in IGNORED | {*names, "d_model"}]
+        curves.append(Curve(g, ", ".join(_setting_words(n, g[0].settings.get(n)) for n in names if n not in unnamed)))
     return curves
 
 
@@ -369,11 +401,12 @@ def _telling(alike):
     return list(names)
 
 
-def _order(runs):
-    """By structure and width; more heads first."""
+def _order(runs, lines=False):
+    """By structure and width, more heads first; for lines through widths by heads before width."""
     settings = runs[0].settings
+    size = settings["d_model"], -settings["n_head"]
     place = list(STRUCTURES).index(runs[0].structure)
-    return place, settings["d_model"], -settings["n_head"], json.dumps(settings, sort_keys=True)
+    return place, *(size[::-1] if lines else size), json.dumps(settings, sort_keys=True)
 
 
 def learning_curves(runs, metric, x, unnamed=frozenset()):
@@ -446,6 +479,12 @@ def final_table(curves, y, x="step"):
         seeds = " ".join(map(str, c.seeds))
         rows.append([c.label, str(len(c.runs)), seeds, *chosen, f"{c.steps[-1]:,}", *at, *numbers])
     return table(header, rows)
+
+
+def _setting_words(name, value):
+    if name == "n_head" and value != -1:  # which is d_model / d_head
+        return "1 head" if value == 1 else f"{value} heads"
+    return f"{SHORT.get(name, name)} = {_text(value)}"
 
 
 def _text(value):

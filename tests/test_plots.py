@@ -266,6 +266,49 @@ def test_rates_are_compared_at_the_last_step_that_all_have(tmp_path):
     assert curve.runs[0].final("eval/last") > load_run(tmp_path / "long").final("eval/last")
 
 
+def test_all_runs_as_of_one_step(tmp_path, capsys):
+    """Also the rate is the best one of that step; what a finished run did after it does not count."""
+    write_icl(tmp_path / "long", scale=0.9)
+    write_icl(tmp_path / "short", scale=0.5, steps=STEPS[:3], status="running", training_learning_rate=2e-3)
+    runs = read_runs([tmp_path], "train_ICL.py", at_step=100)
+    (curve,) = tuned(runs)
+    (short,) = curve.runs
+    assert short.folder.name == "short"
+    assert short.series("eval/last") == {0: (0, 0.5), 100: (100, pytest.approx(0.5 * 0.5 ** (7 / 3)))}
+    assert curve.tried == {run.settings["training_learning_rate"]: run.final("eval/last") for run in runs}
+    assert short.last("eval_pointwise/loss")[0] == 100
+    out = ("--out", str(tmp_path / "fig.png"))
+    icl_width.main([str(tmp_path), "--at-step=100", *out])
+    title, _, row = capsys.readouterr().out.splitlines()[2:]
+    assert title == "n_dims = 4, step 100"
+    assert row.split()[1:7] == ["1", "1", "0.002", "0.001", "0.002", "100"]  # runs, seeds, rate of two, step
+    icl_table.main([str(tmp_path), "--at-step=100"])
+    said = capsys.readouterr().out
+    assert "| standard | 4 | 128 | 0.002 (0.001 0.002) | 0.0992 | 1 | 100 | 1 |" in said
+    assert "hours of training until step 100." in said
+    assert "short is not finished" in refusal(capsys, icl_width.main, tmp_path, *out)
+    with pytest.raises(SystemExit):
+        icl_table.main([str(tmp_path), "--at-step=100", "--unfinished"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_run_that_has_no_evaluation_at_the_step_is_named_and_never_dropped(tmp_path, capsys):
+    a = write_icl(tmp_path / "a", d_model=64)
+    b = write_icl(tmp_path / "b", steps=STEPS[:2], status="running")
+    c = write_icl(tmp_path / "c", steps=STEPS[:3], status="running", d_model=256)
+    out = ("--out", tmp_path / "fig.png")
+    said = refusal(capsys, icl_width.main, tmp_path, "--at-step=300", *out)
+    assert f"{b} has no eval/last at step 300 (last at 100)\n{c} has no eval/last at step 300 (last at 200)\n" in said
+    assert f"{a} has" not in said
+    assert "step 100 is the last that all 3 runs have; leave runs out with --only NAME=VALUE" in said
+    said = refusal(capsys, icl_width.main, tmp_path, "--at-step=150", *out)
+    assert f"{a} has no eval/last at step 150 (last at 300)" in said
+    icl_width.main([str(tmp_path), "--at-step=200", "--only=d_model=64", "--only=d_model=256", *map(str, out)])
+    write_icl(tmp_path / "d", steps=(), status="running", seed=2)
+    said = refusal(capsys, icl_width.main, tmp_path, "--at-step=100", *out)
+    assert "d has no eval/last at step 100 (nowhere yet)\nthere is none that all 4 runs have;" in said
+
+
 def test_missing_metrics_are_named(tmp_path, capsys):
     out = tmp_path / "fig.png"
     a, b = write_icl(tmp_path / "a", drop=["eval/last"]), write_icl(tmp_path / "b", drop=["paper_compute"])
@@ -378,14 +421,14 @@ def test_the_best_learning_rate_is_chosen_on_the_seeds_that_all_have(tmp_path):
 
 def test_icl_width_draws_the_final_error_over_the_width_of_a_head(tmp_path):
     curves = tuned(write_grid(tmp_path), unnamed=ICL_SIZES)
-    assert list(line_styles(curves).items()) == [("heads = 8", "-"), ("heads = 1", "--"), ("", "-")]
+    assert list(line_styles(curves).items()) == [("8 heads", "-"), ("1 head", "--"), ("", "-")]
     mine = by_setting(curves, "n_dims")[4]
     icl_width.draw(ax := axes(), mine, line_styles(curves))
     lines = {box.get_label(): box for box in ax.containers}
-    assert list(lines) == ["standard, heads = 8", "standard, heads = 1", "bilinear BTT"]
+    assert list(lines) == ["standard, 8 heads", "standard, 1 head", "bilinear BTT"]
     for label, widths, scale, seeds in (
-        ("standard, heads = 8", [2, 4], 2.0, (1, 2)),
-        ("standard, heads = 1", [16, 32], 1.5, (1,)),
+        ("standard, 8 heads", [2, 4], 2.0, (1, 2)),
+        ("standard, 1 head", [16, 32], 1.5, (1,)),
         ("bilinear BTT", [2, 4], 1.0, (1, 2)),
     ):
         line, _, (bars,) = lines[label]
@@ -403,11 +446,22 @@ def test_icl_width_draws_the_final_error_over_the_width_of_a_head(tmp_path):
         icl_width.draw(axes(), again, line_styles(again))
 
 
+def test_one_head_and_eight_are_two_lines_where_no_width_has_both(tmp_path):
+    for n_head, widths in {1: (16, 32), 8: (128, 256)}.items():  # heads of 16 and 32 features, all four
+        for d_model in widths:
+            write_icl(tmp_path / f"{n_head}_{d_model}", n_head=n_head, d_model=d_model)
+    curves = tuned(read_runs([tmp_path], "train_ICL.py"), unnamed=ICL_SIZES)
+    icl_width.draw(ax := axes(), curves, line_styles(curves))
+    assert [box.get_label() for box in ax.containers] == ["standard, 8 heads", "standard, 1 head"]
+    for box in ax.containers:
+        np.testing.assert_array_equal(box[0].get_xdata(), [16, 32])
+
+
 def test_icl_compute_draws_every_run_and_the_envelope_of_its_means(tmp_path):
     runs = [run for run in write_grid(tmp_path) if run.settings["n_dims"] == 4]
     curves = learning_curves(runs, "eval/last", "compute", unnamed=ICL_SIZES | {"training_learning_rate"})
     icl_compute.draw_envelopes(ax := axes(), curves, "compute", line_styles(curves))
-    assert list(drawn(ax)) == ["standard, heads = 8", "standard, heads = 1", "bilinear BTT"]
+    assert list(drawn(ax)) == ["standard, 8 heads", "standard, 1 head", "bilinear BTT"]
     assert len(ax.lines) == len(runs) + 3
     for alike in by_kind(curves):
         x, y = drawn(ax)[alike[0].label]
@@ -434,8 +488,8 @@ def test_icl_examples_shows_the_largest_common_width_in_a_panel_for_each_n_dims(
     said = capsys.readouterr().out
     assert "n_dims = 4, D = 32" in said
     assert "n_dims = 8, D = 64" in said
-    rows = [line.split() for line in said.splitlines() if line.startswith("standard, heads = 1")]
-    assert [row[6:9] for row in rows] == [["0.003", "0.001", "0.003"]] * 2  # the rate, and those it was chosen from
+    rows = [line.split() for line in said.splitlines() if line.startswith("standard, 1 head")]
+    assert [row[5:8] for row in rows] == [["0.003", "0.001", "0.003"]] * 2  # the rate, and those it was chosen from
     icl_examples.main([str(tmp_path / "runs"), "--only", "d_model=16", "--out", str(tmp_path / "b.png")])
     assert "n_dims = 4, D = 16" in capsys.readouterr().out
     write_icl(tmp_path / "mlr", n_dims=4, d_model=128, token_mixing_struct="bilinear_MLR")
@@ -448,7 +502,7 @@ def test_icl_table(tmp_path, capsys):
     icl_table.main([str(tmp_path), "--only", "n_dims=4"])
     said = capsys.readouterr().out.splitlines()
     assert said[3] == (
-        "| standard, heads = 8 | 4 | 16 | 0.001 (0.001 0.003) | 0.018 (0.0172 to 0.0187) | 1 | 300 | 1 2 "
+        "| standard, 8 heads | 4 | 16 | 0.001 (0.001 0.003) | 0.018 (0.0172 to 0.0187) | 1 | 300 | 1 2 "
         "| 0.5 (0.5 to 0.5) |"
     )
     assert len([line for line in said if line.startswith(("| standard", "| bilinear"))]) == 6
@@ -456,7 +510,7 @@ def test_icl_table(tmp_path, capsys):
     assert not any(line.startswith("One learning rate only") for line in said)
     icl_table.main([str(tmp_path), "--only", "training_learning_rate=1e-3"])
     said = capsys.readouterr().out
-    assert "One learning rate only, so none was chosen: standard, heads = 8 at n_dims 4, D 16;" in said
+    assert "One learning rate only, so none was chosen: standard, 8 heads at n_dims 4, D 16;" in said
     run = tmp_path / "s1_n8_d64_0.003_1"
     record = json.loads((run / "run.json").read_text())
     record |= dict(commit="0123456789", device="GPU", versions=dict(torch="2.13.0"))
