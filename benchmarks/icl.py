@@ -1,8 +1,6 @@
 """`bench.py icl`: training steps of train_ICL.py as users run them, beside the plain way of doing the same."""
 
-import gc
 import random
-import statistics
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +12,11 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 import train_ICL
-from benchmarks.measure import BenchSettings, attempt, chosen, elapsed_ms, peak_MiB
+from benchmarks.measure import BenchSettings, attempt, chosen, clear, time_step
 from data.icl_regression.sampler import interleave
 from model import InContextRegressor
 from structured.attention import low_rank_scores, mix, visible
-from training.capture import WARM_UP, wanted
+from training.capture import wanted
 from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast
 from training.errors import BadInput
@@ -38,7 +36,8 @@ class IclSettings(BenchSettings):
 
     The row "train_ICL" is the loop that train_ICL.py runs, without evaluations. The row "reference" is eager: prompts
     drawn one by one on the host, dense T x T scores, AdamW with foreach, the loss read at every step. The row "n at
-    once" is n runs as one batched model, with all their steps counted.
+    once" is n runs as one batched model, with all their steps counted. peak_MiB is the most memory allocated during a
+    step once all kernels are compiled and chosen.
     """
 
     sizes: str = setting("8x64", "n_dims x d_model of every model, with | between them")
@@ -104,21 +103,11 @@ def rows(cfg, device):
 
 
 def time_steps(cfg, device, build, steps):
-    """Times of the function that `build` gives, a step a call; peak memory of the first calls."""
-    torch.compiler.reset()  # no row inherits another's recompilations
-    gc.collect()  # or its memory
+    """Time and peak memory of the function that `build` gives, a step a call."""
+    clear()
     allow_tf32(cfg.tf32)
-    step = build()
-
-    def begin():
-        for _ in range(WARM_UP + 1):
-            step()
-
-    peak = peak_MiB(begin, device)  # before a graph is replayed, which allocates nothing
-    begin()
-    steps = max(1, steps)
-    ms = statistics.median(elapsed_ms(step, device, steps) / steps for _ in range(cfg.repeats))
-    return dict(ms=ms, steps_per_s=1e3 / ms, peak_MiB=peak)
+    timed = time_step(build(), device, max(1, steps), cfg.repeats)
+    return dict(timed, steps_per_s=1e3 / timed["ms"])
 
 
 def train_icl(run):

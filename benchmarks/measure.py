@@ -1,5 +1,6 @@
 """How the commands of bench.py measure: their common settings, times, memory, and what becomes of a row that fails."""
 
+import gc
 import math
 import secrets
 import statistics
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from structured import STRUCTURES
+from training.capture import WARM_UP
 from training.configurator import parse_list, require_at_least, setting
 from training.devices import DTYPES, synchronise
 from training.errors import BadInput
@@ -93,6 +95,26 @@ def attempt(measure, device):
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return dict(note=note)
+
+
+def clear():
+    """No row inherits another's recompilations or memory."""
+    torch.compiler.reset()
+    gc.collect()
+
+
+def time_step(step, device, steps, repeats):
+    """Median milliseconds of a training step over timings of `steps` calls, and the peak memory that it needs.
+
+    The first WARM_UP calls compile and choose kernels, which takes buffers of its own. The peak is that of the call
+    after them: of the recording where the step becomes a CUDA graph, whose replays allocate nothing.
+    """
+    for _ in range(WARM_UP):
+        step()
+    gc.collect()  # what compiling left
+    peak = peak_MiB(step, device)
+    ms = statistics.median(elapsed_ms(step, device, steps) / steps for _ in range(repeats))
+    return dict(ms=ms, peak_MiB=peak)
 
 
 def median_ms(run, device, repeats):

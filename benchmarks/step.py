@@ -1,10 +1,8 @@
 """`bench.py step`: training steps of train.py as users run them, for every scoring function, and a nanoGPT's beside."""
 
 import contextlib
-import gc
 import importlib.util
 import io
-import statistics
 import sys
 import tempfile
 from dataclasses import dataclass, fields
@@ -18,9 +16,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import train
-from benchmarks.measure import ModelBenchSettings, attempt, elapsed_ms, matmul_tflops, peak_MiB
+from benchmarks.measure import ModelBenchSettings, attempt, clear, matmul_tflops, time_step
 from data.corpus import CHARACTERS, CorpusWriter
-from training.capture import WARM_UP, StaticStep, wanted
+from training.capture import StaticStep, wanted
 from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast, peak_flops
 from training.errors import BadInput
@@ -40,8 +38,9 @@ class StepSettings(ModelBenchSettings):
 
     outside_ms is what a step takes beyond its forward and backward passes alone, on tokens that stay. FLOPs are those
     executed, as train.py counts them; mfu is their share of what the card's maker promises, of_matmul of what the card
-    reaches in a product of two large bfloat16 matrices. --peer=FOLDER, a checkout of nanoGPT, adds a row "peer": its
-    model of the same size in a loop like that of its own train.py, compiled where --compile=True.
+    reaches in a product of two large bfloat16 matrices. peak_MiB is the most memory allocated during a step once all
+    kernels are compiled and chosen. --peer=FOLDER, a checkout of nanoGPT, adds a row "peer": its model of the same
+    size in a loop like that of its own train.py, compiled where --compile=True.
     """
 
     widths: str = setting("128", "d_model of every model, with | between them")
@@ -123,15 +122,16 @@ def time_run(run, cfg, rate):
     clear()
     experiment = train.LanguageModelling(run)
     device = experiment.device
-    timed = time_calls(experiment._train_step, cfg, device)
+    timed = time_step(experiment._train_step, device, cfg.steps, cfg.repeats)
     flops = 6 * experiment.per_token().macs * experiment.step_cost(0)["tokens"] * 1e3 / timed["ms"]
+    alone = time_step(model_alone(experiment), device, cfg.steps, cfg.repeats)
     peak = peak_flops(device, run.dtype, run.tf32)
     return dict(
         timed,
         TFLOP_per_s=flops / 1e12,
         mfu=peak and flops / peak,
         of_matmul=rate and flops / 1e12 / rate,
-        outside_ms=timed["ms"] - time_calls(model_alone(experiment), cfg, device)["ms"],
+        outside_ms=timed["ms"] - alone["ms"],
     )
 
 
@@ -150,25 +150,6 @@ def model_alone(experiment):
         return partial(passes, *inputs)
     experiment.static_step = StaticStep(passes, experiment.device)  # in place of the step's own graph and its memory
     return partial(experiment.static_step, *inputs)
-
-
-def time_calls(step, cfg, device):
-    """Milliseconds of a call, and the peak memory of the first ones."""
-
-    def begin():
-        for _ in range(WARM_UP + 1):
-            step()
-
-    peak = peak_MiB(begin, device)  # before a graph is replayed, which allocates nothing
-    begin()
-    ms = statistics.median(elapsed_ms(step, device, cfg.steps) / cfg.steps for _ in range(cfg.repeats))
-    return dict(ms=ms, peak_MiB=peak)
-
-
-def clear():
-    """No row inherits another's recompilations or memory."""
-    torch.compiler.reset()
-    gc.collect()
 
 
 def load_peer(folder):
@@ -190,7 +171,7 @@ def load_peer(folder):
 
 def time_peer(module, cfg, device, width, batch, path):
     clear()
-    return time_calls(peer_step(module, cfg, device, width, batch, path), cfg, device)
+    return time_step(peer_step(module, cfg, device, width, batch, path), device, cfg.steps, cfg.repeats)
 
 
 def peer_step(module, cfg, device, width, batch, path):

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import bench
 import structured.cache
 import train_ICL
 from benchmarks import attention, decode, icl, measure, step
+from training.capture import WARM_UP, StaticStep
 from training.configurator import configure
 from training.errors import BadInput
 
@@ -196,6 +198,39 @@ def test_a_wrong_cache_is_not_timed(tmp_path, capsys, monkeypatch):
     for row in rows:
         assert set(row) == {"token_mixing_struct", "T", "note"}
         assert row["note"].startswith("WRONG")
+
+
+def test_the_peak_is_that_of_one_call_after_the_warm_up(monkeypatch):
+    calls, seen = [], []
+
+    def peak(run, device):
+        seen.append(len(calls))
+        run()
+        seen.append(len(calls))
+        return 7.0
+
+    monkeypatch.setattr(measure, "peak_MiB", peak)
+    timed = measure.time_step(lambda: calls.append(0), torch.device("cpu"), steps=5, repeats=2)
+    assert timed["peak_MiB"] == 7.0
+    assert seen == [WARM_UP, WARM_UP + 1]
+    assert len(calls) == WARM_UP + 1 + 2 * 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_peak_of_a_recorded_step_is_what_the_recording_needs():
+    device, MiB = torch.device("cuda"), 2**20
+
+    def work(x):
+        if static.calls < WARM_UP:
+            torch.empty(256 * MiB, dtype=torch.uint8, device=device)  # like the compiler's timings
+        torch.ones(32 * MiB, dtype=torch.uint8, device=device)
+
+    static = StaticStep(work, device)
+    step_ = partial(static, torch.zeros(1, device=device))
+    before = torch.cuda.memory_allocated(device) / MiB
+    peak = measure.time_step(step_, device, steps=1, repeats=1)["peak_MiB"]
+    assert static.graph is not None
+    assert 32 <= peak - before < 64
 
 
 def test_step(tmp_path, capsys):
