@@ -181,23 +181,24 @@ def published(settings):
 
 
 def line_styles(kinds):
-    """{label: line style}: kinds that share a colour have lines of their own."""
-    styles, used = {}, {}
+    """{label: line style}: one for each layout, what it reads and its variant; the structure has the colour."""
+    styles, used = {}, {True: {}, False: {}}
     for kind in kinds:
         if not is_rule(kind.settings):
-            styles[kind.label] = used.setdefault(look(kind.settings)["color"], itertools.count())
-    styles = {label: next(count) for label, count in styles.items()}
+            forecaster, look_back = kind.settings["forecaster"], kind.settings["look_back"]
+            places = used[forecaster == "dlinear"]  # which has a colour of its own
+            styles[kind.label] = places.setdefault((forecaster, look_back, kind.variant), len(places))
     if max(styles.values(), default=0) >= len(LINES):
-        raise BadInput("more kinds of one structure than there are line styles; choose with --only NAME=VALUE")
+        raise BadInput("more kinds of forecaster than there are line styles; choose with --only NAME=VALUE")
     return {label: LINES[place] for label, place in styles.items()}
 
 
 def draw(ax, kinds, error):
-    """One panel. Lines and markers at one horizon stand side by side; what the rules do not fit in is cut off."""
+    """One panel. All of one horizon stands side by side on a grey band; what the rules do not fit in is cut off."""
     trained = [kind for kind in kinds if not is_rule(kind.settings)]
     peers = published(kinds[0].settings)
     n = len(trained) + len(peers)
-    aside = min(1.045, 1.4 ** (1 / max(n, 1))) ** (np.arange(n) - (n - 1) / 2)
+    aside = min(1.045, 1.5 ** (1 / max(n, 1))) ** (np.arange(n) - (n - 1) / 2)
     lines, column, heights = line_styles(kinds), list(ERRORS).index(error), []
     for shift, kind in zip(aside, trained, strict=False):
         found = kind.errors(error)
@@ -205,8 +206,9 @@ def draw(ax, kinds, error):
         low, high = (np.array([end(v) for v in found.values()]) for end in (min, max))
         ax.errorbar(
             x, mean, yerr=[mean - low, high - mean], **look(kind.settings), linestyle=lines[kind.label],
-            label=kind.label, capsize=2, elinewidth=0.8, capthick=0.8,
+            label=kind.label, capsize=2, elinewidth=0.8, capthick=0.8, linewidth=1,
         )  # fmt: skip
+        ax.plot(x, mean, **look(kind.settings), linestyle="", zorder=3)  # above the lines of others
         heights += [*low, *high]
     horizons = sorted({h for kind in kinds for h in kind.runs} | {h for peer in peers for h in peer.errors})
     for shift, peer in zip(aside[len(trained) :], peers, strict=True):
@@ -225,7 +227,9 @@ def draw(ax, kinds, error):
             ax.plot(list(found), list(found.values()), color=GREY, linewidth=0.8, linestyle=RULE_LINES[rule])
             ends[RULE_NAMES[rule]] = found[max(found)]
     ax.set(xscale="log", yscale="log", xlabel="horizon", ylabel=f"test {ERRORS[error]}")
-    ax.set_xlim(horizons[0] / 1.25, horizons[-1] * 1.25)
+    for horizon in horizons if n > 1 else []:
+        ax.axvspan(horizon * aside[0] / 1.03, horizon * aside[-1] * 1.03, color="#F3F3F3", linewidth=0, zorder=0)
+    ax.set_xlim(horizons[0] / 1.3, horizons[-1] * 1.3)
     if heights:
         ax.set_ylim(0.97 * min(heights), 1.03 * max(heights))
     ax.set_xticks(horizons, map(str, horizons))

@@ -144,6 +144,43 @@ def test_rules_do_not_set_the_scale(tmp_path):
     assert [t.get_text() for t in ax.texts] == ["last step ↑"]
 
 
+def test_all_that_the_grids_make_in_one_picture(tmp_path):
+    """A line style for each layout; markers side by side, bands apart; the legend below the panels."""
+    structures = ("low_rank", "low_rank_with_sliding_window", "multi_level_low_rank")
+    grid = [("patch", s, 1e-4, 336) for s in structures]
+    grid += [("encoder", s, rate, 96) for s in structures[::2] for rate in (2e-4, 5e-3)]
+    grid += [("dlinear", "low_rank", 5e-3, 336), ("seasonal_naive", "low_rank", 1e-4, 336)]
+    for i, (forecaster, structure, rate, look_back) in enumerate(grid):
+        for horizon in (96, 192, 336):
+            settings = dict(forecaster=forecaster, token_mixing_struct=structure, init_lr=rate, look_back=look_back)
+            write_run(tmp_path / f"{i}_{horizon}", 0.4 + i / 100, horizon=horizon, **settings)
+    kinds = kinds_of(tmp_path)
+    styles = ts_horizon.line_styles(kinds)
+    assert styles == {
+        "standard, L = 96": "-", "MLR, L = 96": "-", "DLinear, L = 336": "-",
+        **{f"patches, {name}, L = 336": "--" for name in ("standard", "sliding window", "MLR")},
+    }  # fmt: skip
+    figure = Figure(layout="constrained")
+    panels = figure.subplots(1, 2)
+    for ax, error in zip(panels, ts_horizon.ERRORS, strict=True):
+        ts_horizon.draw(ax, kinds, error)
+    ts_horizon.legend(panels)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(styles) + len(PEERS)
+    for ax in panels:
+        assert legend.get_window_extent().y1 <= ax.get_tightbbox().y0
+        points = [line.get_xdata() for line in ax.lines if line.get_label().endswith("(published)")]
+        points += [box[0].get_xdata() for box in ax.containers]
+        assert len(points) == len(styles) + len(PEERS)
+        by_horizon = np.sort(np.transpose(points))
+        assert (np.diff(by_horizon) > 0).all()
+        edges = sorted((band.get_x(), band.get_x() + band.get_width()) for band in ax.patches)
+        assert (np.diff(np.ravel(edges)) > 0).all()
+        for (left, right), x in zip(edges, by_horizon, strict=True):
+            assert left < x[0] <= x[-1] < right
+
+
 def test_horizon_picture_has_the_same_bytes_every_time(tmp_path):
     for name, settings in dict(a={}, b=dict(seed=2), c=dict(forecaster="encoder")).items():
         write_run(tmp_path / "runs" / name, **settings)
