@@ -92,7 +92,7 @@ class LanguageModelling(Experiment):
             (windows,) = to_device(self.windows(self.corpus.val, VAL, [index]), self.device)
             with self.context():
                 losses[index] = self.losses(self.network, windows)["train/loss"]
-        return {"val/loss": sum(self.world.reduce(losses).tolist()) / len(losses)}
+        return {"val/loss": sum(self.world.collect(losses).tolist()) / len(losses)}
 
     def headline(self, metrics):
         return f"val loss {metrics['val/loss']:.4f}", metrics["val/loss"]

@@ -167,7 +167,7 @@ class InContextRegression(Experiment):
             x, y = self.evaluation_batch(firsts[i])
             with self.context():
                 errors[i] = (self.network(interleave(x, y)).double() - y).square().sum(0)
-        error = (self.world.reduce(errors).sum(0) / cfg.eval_prompts).tolist()
+        error = (self.world.collect(errors).sum(0) / cfg.eval_prompts).tolist()
         return {"eval_pointwise/loss": error, "eval/last": error[-1], "baselines": self.baselines}
 
     def evaluation_batch(self, first):

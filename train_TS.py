@@ -157,7 +157,7 @@ class Windows:
             past, future = self.batch(rows[firsts[i] : firsts[i] + size])
             error = (forecast(past).float() - future).cpu().double()  # not every device has float64
             sums[i] = torch.stack([error.square().sum(), error.abs().sum()])
-        return (world.reduce(sums).sum(0) / (len(rows) * self.horizon * self.channels)).tolist()
+        return (world.collect(sums).sum(0) / (len(rows) * self.horizon * self.channels)).tolist()
 
     def evaluate(self, forecast, world=ALONE):
         val_mse, _ = self.errors(forecast, "val", world)

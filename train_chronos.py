@@ -69,6 +69,8 @@ class Settings(RunSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.fsdp:
+            raise BadInput("fsdp divides the models of model.py; a Chronos is whole in every process")
         if self.token_mixing_struct not in STRUCTURES:
             raise BadInput(f"token_mixing_struct is '{self.token_mixing_struct}', there are {', '.join(STRUCTURES)}")
         if self.features not in ("M", "S"):
@@ -221,7 +223,7 @@ class ChronosTraining(Experiment):
                 median = error[..., QUANTILES.index(0.5)]
                 pinball = torch.maximum(levels * error, (levels - 1) * error)
                 sums[i] = torch.stack([x.sum() for x in (median.square(), median.abs(), 2 * pinball, future.abs())])
-        squared, absolute, pinball, size = self.world.reduce(sums).sum(0).tolist()
+        squared, absolute, pinball, size = self.world.collect(sums).sum(0).tolist()
         count = len(series) * cfg.horizon
         return dict(mse=squared / count, mae=absolute / count, wql=pinball / len(QUANTILES) / size)
 

@@ -405,6 +405,7 @@ def test_flops_are_those_counted(argv):
         (dict(synthetic=1.5), "a share is at most 1"),
         (dict(look_back=300), "too few"),
         (dict(n_tokens=4), "n_tokens is 4"),
+        (dict(fsdp=True), "a Chronos is whole in every process"),
     ],
 )
 def test_bad_input(settings, says, argv, tmp_path, capsys):

@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY_ICL, assert_equal, checkpoint, child, flags, metrics, record
+from runs import TINY, TINY_ICL, assert_equal, checkpoint, child, flags, metrics, record, stops, waves, write_series
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import train
 import train_ICL
+import train_TS
 from training.distributed import Share, World
 from training.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-SCRIPTS = {"train.py": (train, train.LanguageModelling), "train_ICL.py": (train_ICL, train_ICL.InContextRegression)}
+SCRIPTS = {
+    "train.py": (train, train.LanguageModelling),
+    "train_ICL.py": (train_ICL, train_ICL.InContextRegression),
+    "train_TS.py": (train_TS, train_TS.Forecasting),
+}
 
 
 def free_port():
@@ -83,6 +89,15 @@ def assert_close_runs(got_dir, want_dir, rel=1e-5):
     assert record(got_dir)["status"] == record(want_dir)["status"] == "finished"
 
 
+def layout(state):
+    """A state with kinds in the place of tensors and numbers; with the bytes that saving a tensor writes."""
+    if isinstance(state, dict):
+        return {name: layout(value) for name, value in state.items()}
+    if isinstance(state, torch.Tensor):
+        return type(state), state.shape, state.dtype, state.stride(), state.untyped_storage().nbytes()
+    return type(state)
+
+
 # --- the same numbers ---
 
 
@@ -105,14 +120,53 @@ def test_two_processes_equal_one(change, argv, tmp_path):
     assert out[1] == ""
 
 
-def test_two_processes_equal_one_in_context(tmp_path):
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
+def test_two_processes_equal_one_in_context(fsdp, tmp_path):
     """Growing prompts; each process takes half of them, and one of three batches of the evaluation more or less."""
     argv = functools.partial(flags, TINY_ICL, dropout=0.0, eval_batch_size=3)
     train_ICL.main(argv(out_dir=tmp_path / "one"))
     said = tmp_path / "said"
-    status, _, err = together(2, argv(out_dir=tmp_path / "two"), said, nothing, script="train_ICL.py")
+    status, _, err = together(2, argv(fsdp=fsdp, out_dir=tmp_path / "two"), said, nothing, script="train_ICL.py")
     assert status == [0, 0], err
     assert_close_runs(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("change", "compiled", "rel"),
+    [
+        (dict(gradient_accumulation_steps=4, eval_iters=3), False, 1e-5),
+        (dict(gradient_accumulation_steps=1, batch_size=4, dropout=0.0, eval_iters=1), False, 1e-5),
+        (dict(dtype="float16", init_lr=1e-5), False, 1e-3),
+        (dict(dropout=0.0), True, 1e-5),
+    ],
+    ids=["micro-batches", "rows", "float16", "compiled"],
+)
+def test_shards_equal_one(change, compiled, rel, argv, tmp_path):
+    """Evaluations of 1 and of 3 batches, too: both processes take part in each."""
+    train.main(argv(change, out_dir=tmp_path / "one"))
+    command = argv(change, fsdp=True, compile=compiled, out_dir=tmp_path / "two")
+    status, _, err = together(2, command, tmp_path / "said", nothing)
+    assert status == [0, 0], err
+    assert_close_runs(tmp_path / "two", tmp_path / "one", rel)
+    assert record(tmp_path / "two")["parameters"] == record(tmp_path / "one")["parameters"]
+
+
+def test_shards_forecast(tmp_path):
+    """A horizon that 2 does not divide; the weights of the best evaluation are whole in the checkpoint."""
+    write_series(tmp_path / "ETTh1", waves(160), (90, 40, 30))
+    argv = functools.partial(
+        flags, TINY, data_dir=tmp_path, look_back=16, horizon=5, batch_size=8, init_lr=3e-4, dropout=0.0
+    )
+    train_TS.main(argv(out_dir=tmp_path / "one"))
+    command = argv(fsdp=True, out_dir=tmp_path / "two")
+    status, _, err = together(2, command, tmp_path / "said", nothing, script="train_TS.py")
+    assert status == [0, 0], err
+    assert_close_runs(tmp_path / "two", tmp_path / "one")
+    got, want = (checkpoint(tmp_path / name) for name in ("two", "one"))
+    for name in ("model", "optimizer", "best_model"):
+        assert_equal(layout(got[name]), layout(want[name]), name)
+    for name, tensor in want["best_model"].items():
+        torch.testing.assert_close(got["best_model"][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_torchrun(argv, whole, tmp_path):
@@ -125,12 +179,13 @@ def test_torchrun(argv, whole, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_two_gpus_equal_one(compiled, argv, tmp_path):
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
+def test_two_gpus_equal_one(fsdp, compiled, argv, tmp_path):
     """NCCL between them; one GPU on its own replays its steps as a CUDA graph, two do not."""
     settings = dict(device="cuda", dropout=0.0, compile=compiled, init_lr=1e-5)
     launch = {"one": [sys.executable], "two": TORCHRUN}
     for name, command in launch.items():
-        command = [*command, "train.py", *argv(settings, out_dir=tmp_path / name)]
+        command = [*command, "train.py", *argv(settings, fsdp=fsdp and name == "two", out_dir=tmp_path / name)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     assert_close_runs(tmp_path / "two", tmp_path / "one", rel=1e-4)
@@ -138,8 +193,9 @@ def test_two_gpus_equal_one(compiled, argv, tmp_path):
 
 
 def count_gradient_exchanges(experiment, rank):
-    """Print one line for each backward pass whose gradients cross the network."""
-    wrap = World.wrap
+    """Print one line for each backward pass whose gradients cross the network, with shards one for each part of it."""
+    scatter_name = next(n for n in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(torch.distributed, n))
+    wrap, scatter = World.wrap, getattr(torch.distributed, scatter_name)
 
     def hook(state, bucket):
         if bucket.is_last():
@@ -153,17 +209,23 @@ def count_gradient_exchanges(experiment, rank):
         network.register_comm_hook(None, hook)
         return network
 
+    def scattered(*args, **kwargs):
+        print("exchanged", file=sys.stderr)
+        return scatter(*args, **kwargs)
+
     World.wrap = wrapped
+    setattr(torch.distributed, scatter_name, scattered)
 
 
-def test_gradients_cross_the_network_once_a_step(argv, tmp_path):
-    """Four micro-batches each, six steps."""
+@pytest.mark.parametrize(("fsdp", "parts"), [(False, 1), (True, 3)], ids=["whole", "shards"])
+def test_gradients_cross_the_network_once_a_step(fsdp, parts, argv, tmp_path):
+    """Four micro-batches each, six steps; in shards two blocks and the rest go one by one."""
     settings = dict(gradient_accumulation_steps=8, batch_size=1)
     train.main(argv(settings, out_dir=tmp_path / "one"))
-    command = argv(settings, out_dir=tmp_path / "two")
+    command = argv(settings, fsdp=fsdp, out_dir=tmp_path / "two")
     status, _, err = together(2, command, tmp_path / "said", count_gradient_exchanges)
     assert status == [0, 0], err
-    assert [text.count("exchanged") for text in err] == [6, 6]
+    assert [text.count("exchanged") for text in err] == [6 * parts] * 2
     assert_close_runs(tmp_path / "two", tmp_path / "one")
 
 
@@ -197,14 +259,49 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(first, then, argv, who
     assert record(run)["processes"] == then
 
 
-def test_a_checkpoint_does_not_depend_on_the_number_of_processes(argv, whole, tmp_path):
-    status, _, err = together(2, argv(out_dir=tmp_path / "two"), tmp_path / "said", nothing)
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
+def test_a_checkpoint_does_not_depend_on_the_number_of_processes(fsdp, argv, whole, tmp_path):
+    status, _, err = together(2, argv(fsdp=fsdp, out_dir=tmp_path / "two"), tmp_path / "said", nothing)
     assert status == [0, 0], err
     got, want = (checkpoint(d) for d in (tmp_path / "two", whole))
     assert list(got) == list(want)
     for name in ("step", "counters", "corpus", "scaler"):
         assert_equal(got[name], want[name], name)
     assert got["optimizer"]["param_groups"] == want["optimizer"]["param_groups"]
+    for name in ("model", "optimizer"):
+        assert_equal(layout(got[name]), layout(want[name]), name)
+    for i, state in want["optimizer"]["state"].items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(got["optimizer"]["state"][i][name], tensor, rtol=1e-4, atol=1e-8)
+
+
+def weigh(experiment, rank):
+    """After a checkpoint, print the bytes of parameters and moments in this process."""
+    save = experiment._save
+
+    def weighed(self):
+        save(self)
+        kept = [*self.model.parameters()]
+        kept += [t for state in self.optimizer.state.values() for name, t in state.items() if name != "step"]
+        kept = [t.to_local() if isinstance(t, DTensor) else t for t in kept]
+        print(f"holds {sum(t.untyped_storage().nbytes() for t in kept)} bytes", file=sys.stderr)
+
+    experiment._save = weighed
+
+
+def test_shards_are_shares_and_any_way_of_holding_the_model_goes_on(argv, tmp_path):
+    """Two steps in shards, two in one process, two in shards, two in two processes: the run that nothing stopped."""
+    argv, run, bytes_of_all = functools.partial(argv, eval_interval=2), tmp_path / "run", 3 * 4 * 9_584
+    train.main(argv(max_iters=8, out_dir=tmp_path / "whole"))
+    ways = [(2, True, 0.5), (1, False, 1), (2, True, 0.5), (2, False, 1)]
+    for stage, (processes, fsdp, share) in enumerate(ways, start=1):
+        command = argv(max_iters=2 * stage, fsdp=fsdp, init_from="auto", out_dir=run)
+        status, _, err = together(processes, command, tmp_path / f"said{stage}", weigh)
+        assert status == [0] * processes, err
+        held = [[int(n) for n in re.findall(r"holds (\d+) bytes", text)] for text in err]
+        assert held == [[share * bytes_of_all]] * processes
+    assert_close_runs(run, tmp_path / "whole")
+    assert [resumed["step"] for resumed in record(run)["resumed"]] == [2, 4, 6]
 
 
 def spoil_the_last(experiment, rank):
@@ -238,6 +335,15 @@ def test_a_batch_that_cannot_be_divided(argv, tmp_path):
         "the settings' batch is that of all processes together\n"
     )
     assert err[1:] == ["", ""]
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_of_one_process(argv, tmp_path, capsys):
+    assert stops(train.main, argv(fsdp=True, out_dir=tmp_path / "run")) == 2
+    assert capsys.readouterr().err == (
+        "error: fsdp divides a model among processes, and there is one; start several, one for each GPU: "
+        "torchrun --nproc_per_node=8 train.py .. --fsdp=True\n"
+    )
     assert not (tmp_path / "run").exists()
 
 

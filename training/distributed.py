@@ -4,10 +4,11 @@
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py ..
     MASTER_ADDR=HOST MASTER_PORT=29500 srun --ntasks-per-node=8 --gpus-per-node=8 python train.py ..
 
-Every process holds the whole model (DistributedDataParallel) and computes its share of each step; the settings' batch
-is that of all processes together. Data and dropout are functions of (seed, step, place in that batch), evaluations are
-summed in one order, and a checkpoint holds nothing of a single process: a resume may change their number. A process on
-its own has nobody to ask, and each method gives back what it was given.
+Every process computes its share of each step; the settings' batch is that of all processes together. Each holds the
+whole model (DistributedDataParallel) or, with --fsdp=True, its part of every parameter and of AdamW's moments (FSDP2).
+Data and dropout are functions of (seed, step, place in that batch), evaluations are summed in one order, and a
+checkpoint holds nothing of a single process: a resume may change their number, and fsdp. A process on its own has
+nobody to ask, and each method gives back what it was given.
 """
 
 import contextlib
@@ -19,8 +20,13 @@ from signal import Signals
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
+from model import Block
 from training.devices import pick_device
 from training.errors import BadInput
 
@@ -69,8 +75,17 @@ class World:
         )
 
     def part(self, count):
-        """This process's numbers among 0 .. count - 1."""
-        return range(self.rank, count, self.size)
+        """This process's numbers among 0 .. count - 1; the last one again where other processes have one more.
+
+        A network in shards answers only when all processes ask, so all ask equally often.
+        """
+        return [min(number, count - 1) for number in range(self.rank, count + self.rank, self.size)]
+
+    def collect(self, rows):
+        """The rows of a tensor, each as the process computed it whose `part` its number is."""
+        own = torch.zeros_like(rows)
+        own[self.rank :: self.size] = rows[self.rank :: self.size]
+        return self.reduce(own)
 
     def device(self, name):
         """The device of a setting; with several processes, "cuda" is the GPU of this one's number on its node."""
@@ -90,13 +105,18 @@ class World:
             torch.cuda.set_device(device)
         return device
 
-    def join(self, device, backend):
+    def join(self, device, backend, fsdp):
         """Meet the other processes. From here on only the first one speaks on stdout."""
         if backend not in ("auto", *BACKENDS.values()):
             raise BadInput(f"no backend '{backend}', there are auto, {', '.join(BACKENDS.values())}")
         if backend == "nccl" and device.type != "cuda":
             raise BadInput(f"backend nccl needs GPUs, the device is {device.type}; take gloo or auto")
         if self.size == 1:
+            if fsdp:
+                raise BadInput(
+                    "fsdp divides a model among processes, and there is one; start several, one for each GPU: "
+                    "torchrun --nproc_per_node=8 train.py .. --fsdp=True"
+                )
             return
         chosen = BACKENDS[device.type] if backend == "auto" else backend
         # beside nccl, gloo for flags: they stay on the CPU, and asking for one does not wait for the GPU
@@ -118,9 +138,36 @@ class World:
             return network
         return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
+    def shard(self, model, device, compiled):
+        """The model as such a network, each process holding its part of every parameter; blocks are `compiled`.
+
+        Make the optimizer after this. A block's weights are put together while it computes and no longer.
+        """
+        mesh = init_device_mesh(device.type, (self.size,))
+        for block in [m for m in model.modules() if isinstance(m, Block)]:
+            block.forward = compiled(block.forward)
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    def whole(self, state):
+        """A state with its shards put together, on the CPU of the first process; the others have None for them."""
+
+        def put_together(shard):
+            tensor = shard.full_tensor()
+            return None if self.rank else tensor.to("cpu", copy=True)  # it may be part of a larger one, which is left
+
+        return tree_map_only(DTensor, put_together, state)
+
     def accumulating(self, network, last):
-        """The context of a micro-batch; gradients cross the network in the `last` one of a step only."""
-        return contextlib.nullcontext() if last or self.size == 1 else network.no_sync()
+        """The context of a micro-batch; gradients cross the network in the `last` one of a step only.
+
+        Until then they are whole in every process, with shards too.
+        """
+        if isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(last)
+        elif self.size > 1 and not last:
+            return network.no_sync()
+        return contextlib.nullcontext()
 
     def reduce(self, tensor, op=dist.ReduceOp.SUM):
         """The sum, or another `op`, of every process's tensor."""
@@ -148,3 +195,10 @@ class World:
         steps = self.reduce(steps).tolist()
         if len(set(steps)) > 1:
             raise BadInput(f"the processes start at steps {steps}; out_dir must be one folder that all of them see")
+
+
+def held(tensor, like):
+    """A whole tensor as this process holds `like`: its part, where that is in shards and of the same shape."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from structured.attention import check_device
 from training import capture, devices
-from training.distributed import World
+from training.distributed import World, held
 from training.errors import BadInput, fail
 from training.mup import adamw, initialise
 from training.run import Clock, Follower, Run, load_weights
@@ -59,17 +59,20 @@ class Experiment:
         graph = capture.wanted(choice, self.device, cfg.dtype, self.world.size)
         devices.allow_tf32(cfg.tf32)
         self.run = (Follower if self.world.rank else Run)(cfg, command)
-        self.world.join(self.device, cfg.backend)
+        self.world.join(self.device, cfg.backend, cfg.fsdp)
         torch.manual_seed(cfg.seed)
         self.model = build_model().to(self.device)
         initialise(self.model)
+        compiled = functools.partial(devices.compiled, keep=cfg.keep) if cfg.compile else lambda part: part
+        if cfg.fsdp:
+            self.network = self.world.shard(self.model, self.device, compiled)
+        else:
+            self.network = self.world.wrap(compiled(self.model), self.device)
         betas = (cfg.beta1, cfg.beta2)
         self.optimizer = adamw(
             self.model, peak_lr, weight_decay=cfg.weight_decay, betas=betas, device_type=self.device.type
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.dtype == "float16")
-        network = devices.compiled(self.model, cfg.keep) if cfg.compile else self.model
-        self.network = self.world.wrap(network, self.device)
         self.static_step = capture.StaticStep(self._static_update, self.device) if graph else None
         self.fixed_shapes = graph or cfg.compile
         self.cost = functools.cache(self.model.compute)  # of a sequence of T tokens: counted once, asked every step
@@ -97,9 +100,15 @@ class Experiment:
         for name in self.state():
             if name not in saved:
                 raise BadInput(f"{path} has no {name}, which a resume needs")
-        load_weights(self.model, saved["model"], path)
+        own = self.model.state_dict()
+        load_weights(self.model, {name: held(t, like=own.get(name)) for name, t in saved["model"].items()}, path)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            i: {name: held(t, like=parameters[i]) for name, t in state.items()}
+            for i, state in saved["optimizer"]["state"].items()
+        }
         own = self.optimizer.state_dict()["param_groups"]  # functions of the settings, and of where this run computes
-        self.optimizer.load_state_dict(dict(state=saved["optimizer"]["state"], param_groups=own))
+        self.optimizer.load_state_dict(dict(state=moments, param_groups=own))
         self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
         self.clock.seconds = saved["seconds"]
@@ -233,7 +242,8 @@ class Experiment:
 
     def descend(self, step):
         self.scaler.unscale_(self.optimizer)
-        self.grad_norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        self.grad_norm = norm.full_tensor() if self.cfg.fsdp else norm
         if not self.scaler.is_enabled():  # which skips a step whose gradient overflows
             self.meter.watch(self.grad_norm, step, "gradient")
         self.scaler.step(self.optimizer)
@@ -283,7 +293,7 @@ class Experiment:
 
     def _save(self):
         self.meter.check()
-        self.run.save(self.state())
+        self.run.save(self.world.whole(self.state()))
 
     def per_token(self):
         """Multiply-adds a token of a full-length sequence, as a `Compute`."""

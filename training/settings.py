@@ -111,6 +111,7 @@ class RunSettings:
     seed: int = setting(1337, "seed of initialisation, data order and dropout")
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the GPU if there is one", free=True)
     backend: str = setting("auto", "between processes: gloo, nccl, or auto: nccl on GPUs, else gloo", free=True)
+    fsdp: bool = setting(False, "several processes: each holds a part of the model, not all of it (FSDP2)", free=True)
     dtype: str = setting("float32", "precision of the forward pass: float32, bfloat16 or float16")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     compile: bool = setting(False, "torch.compile the model", free=True)
