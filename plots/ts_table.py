@@ -3,10 +3,10 @@
     python plots/ts_table.py results/time_series results/chronos
 
 Test errors on standardised values, mean ± standard deviation over seeds. First every kind of forecaster at its
-evaluation of lowest validation error, at the learning rate and number of steps with the lowest on average (a rate for
-each horizon where they differ), published errors beside. Then the paper's grid, every rate and number of SGD iterations
-read where that many steps end, in bold what validation chooses: the rate is constant, so that a run of 1,000 steps
-holds that of 200. Then Chronos.
+evaluation of lowest validation error, at the learning rate and number of steps with the lowest on average (rates and
+seeds of each horizon where they differ), published errors beside. Then the paper's grid, every rate and number of SGD
+iterations read where that many steps end, in bold what validation chooses: the rate is constant, so that a run of 1,000
+steps holds that of 200. Then Chronos.
 """
 
 import statistics
@@ -34,8 +34,8 @@ def forecasters(kinds):
         found = [kind.errors(error) for error in ERRORS]
         cells = [spread(errors[h]) if h in errors else "" for errors in found for h in horizons]
         rates = [f"{kind.runs[h][0].settings['init_lr']:g}" for h in sorted(kind.runs)]
-        seeds = sorted({run.settings["seed"] for same in kind.runs.values() for run in same})
-        how = [", ".join(rates if len(set(rates)) > 1 else rates[:1]), " ".join(map(str, seeds))]
+        seeds = [" ".join(str(run.settings["seed"]) for run in kind.runs[h]) for h in sorted(kind.runs)]
+        how = [", ".join(same if len(set(same)) > 1 else same[:1]) for same in (rates, seeds)]
         rows.append([kind.label, *cells, *(["", ""] if is_rule(kind.settings) else how)])
         theirs = [peer for peer in left if peer.ours and peer.ours.items() <= kind.settings.items()]
         rows += [reported(peer, horizons) for peer in theirs]
@@ -49,7 +49,7 @@ def reported(peer, horizons):
 
 
 def paper_grid(runs):
-    """Rows of the encoders that ran at several rates: one for each structure, rate and number of iterations."""
+    """Rows of the encoders: one for each structure, rate and number of iterations, if there are several."""
     tried = {}  # structure: {horizon: {(rate, iterations): {seed: line}}}
     for run in sorted(runs, key=lambda run: order(run.settings)):
         s, lines = run.settings, run.evaluated.get("val/mse", {})
@@ -69,7 +69,7 @@ def paper_grid(runs):
                     text = spread([line[f"test/{error}"] for line in lines]) if lines else ""
                     row.append(f"**{text}**" if best.get(horizon) == (rate, n) else text)
             rows.append(row)
-    return rows if len({row[1] for row in rows[1:]}) > 1 else []
+    return rows if len({tuple(row[1:3]) for row in rows[1:]}) > 1 else []
 
 
 def lowest(cells):
