@@ -1,5 +1,5 @@
 # `make demo` shows both effects of the paper in a few minutes on two CPU cores; `make test` runs the tests;
-# `make figures` redraws the pictures of results/ from its records.
+# `make figures` makes the pictures and the table of results/ again from its records.
 # Each makes its own virtual environment in .venv first. PYTHON chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -22,6 +22,7 @@ figures: .venv/ready
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_3000_* --out results/language_modeling_3000.png
 	$(BIN)/python plots/attention_speed.py results/bench/attention_h100.json --out results/attention_speed.png
 	$(BIN)/python plots/ts_horizon.py results/time_series --out results/ts_horizon.png
+	$(BIN)/python plots/ts_table.py results/time_series results/chronos > results/ts_table.md
 	$(BIN)/python plots/ts_forecasts.py --record=results/ts_forecasts.json --out results/ts_forecasts.png
 
 lint: .venv/ready
