@@ -20,9 +20,6 @@ from signal import Signals
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
@@ -143,6 +140,9 @@ class World:
 
         Make the optimizer after this. A block's weights are put together while it computes and no longer.
         """
+        from torch.distributed.device_mesh import init_device_mesh  # FSDP2 takes long to import: only where it is used
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (self.size,))
         for block in [m for m in model.modules() if isinstance(m, Block)]:
             block.forward = compiled(block.forward)
@@ -151,6 +151,10 @@ class World:
 
     def whole(self, state):
         """A state with its shards put together, on the CPU of the first process; the others have None for them."""
+
+        if self.size == 1:
+            return state
+        from torch.distributed.tensor import DTensor
 
         def put_together(shard):
             tensor = shard.full_tensor()
@@ -163,7 +167,7 @@ class World:
 
         Until then they are whole in every process, with shards too.
         """
-        if isinstance(network, FSDPModule):
+        if hasattr(network, "set_requires_gradient_sync"):  # a network in shards
             network.set_requires_gradient_sync(last)
         elif self.size > 1 and not last:
             return network.no_sync()
@@ -199,6 +203,8 @@ class World:
 
 def held(tensor, like):
     """A whole tensor as this process holds `like`: its part, where that is in shards and of the same shape."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not hasattr(like, "placements") or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
