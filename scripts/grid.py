@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.configurator import configure, differences, parse_list, setting
+from training.configurator import configure, differences, parse_list, require_at_least, setting
 from training.errors import BadInput
 
 
@@ -29,7 +29,8 @@ class GridSettings:
     todo: bool = setting(False, "leave out what is finished and what waits or runs in SLURM's queue")
     seeds: str = setting("", "several seeds, like 1|2|3, instead of the one")
     run: bool = setting(False, "run here what is left to do, instead of printing it")
-    jobs: int = setting(1, "run: how many at a time at most, on one device")
+    jobs: int = setting(1, "run: how many at a time at most")
+    gpus: int = setting(0, "run: spread the jobs over so many GPUs; 0: all on the device they choose themselves")
     together: bool = setting(False, "run: in one process, runs of one shape as one batched model")
 
     def all_seeds(self):
@@ -41,8 +42,11 @@ def show(cfg, script, runs):
 
     With cfg.todo or cfg.run only of the runs that are still to be made.
     """
-    if cfg.jobs < 1:
-        raise BadInput(f"jobs is {cfg.jobs}, it must be at least 1")
+    require_at_least(cfg, dict(jobs=1, gpus=0))
+    if cfg.together and cfg.gpus > 1:
+        raise BadInput(f"runs in one process share one GPU; give --gpus={cfg.gpus} without --together")
+    if cfg.gpus > cfg.jobs:
+        raise BadInput(f"{cfg.jobs} jobs leave GPUs idle; give at least --jobs={cfg.gpus} for --gpus={cfg.gpus}")
     commands = []
     for name, flags in runs:
         if re.search(cfg.only, name):
@@ -51,25 +55,41 @@ def show(cfg, script, runs):
     if cfg.todo or cfg.run:
         commands = to_do(commands, here=cfg.run)
     if cfg.run:
-        (run_together if cfg.together else run_here)(commands, cfg.jobs)
+        if cfg.together:
+            run_together(commands, cfg.jobs)
+        else:
+            run_here(commands, cfg.jobs, visible(cfg.gpus))
     else:
         print("".join(f"{command}\n" for command in commands), end="")
 
 
-def run_here(commands, jobs):
+def visible(gpus):
+    """The names of the first `gpus` GPUs of those this process may use; none for 0."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(n) for n in range(gpus)] if names is None else [name for name in names.split(",") if name]
+    if len(names) < gpus:
+        raise BadInput(f"gpus is {gpus}, CUDA_VISIBLE_DEVICES has {len(names)} ({','.join(names)})")
+    return names[:gpus]
+
+
+def run_here(commands, jobs, gpus=()):
     """Run commands as processes, `jobs` at a time; what one prints is added to output.txt in its folder.
+
+    Each takes the one of `gpus`, names as in CUDA_VISIBLE_DEVICES, that the fewest running ones have; none: any.
 
     One that fails does not stop the others, and makes the exit status 1. At SIGINT or SIGTERM the running ones are told
     to save and end, no other is started, and the status is 128 + n; the same command goes on later.
     """
-    waiting, running, failed, asked = list(commands), {}, [], []
+    waiting, running, failed, asked, places = list(commands), {}, [], [], {}
     signals = signal.SIGINT, signal.SIGTERM
     earlier = [signal.signal(number, lambda number, _: asked.append(number)) for number in signals]
     try:
         while (running or waiting) and not asked:
             while waiting and len(running) < jobs:
-                command = waiting.pop(0)
-                running[start(command, jobs)] = command
+                command, taken = waiting.pop(0), [places[process] for process in running]
+                gpu = min(gpus, key=taken.count, default=None)
+                process = start(command, jobs, gpu)
+                running[process], places[process] = command, gpu
                 say(command, f"started, {len(commands) - len(waiting)} of {len(commands)}")
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
@@ -114,15 +134,19 @@ def say(command, words):
     print(f"{time.strftime('%H:%M:%S')} {folder(command)} {words}", flush=True)
 
 
-def start(command, jobs):
-    """The process of a command, out of reach of the terminal's Ctrl-C, with its share of the processor's cores."""
+def start(command, jobs, gpu=None):
+    """The process of a command, out of reach of the terminal's Ctrl-C, with its share of the processor's cores.
+
+    gpu: the only one it sees.
+    """
     where = folder(command)
     where.mkdir(parents=True, exist_ok=True)
     _, *script = shlex.split(command)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
+    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     with open(where / "output.txt", "a") as output:
         return subprocess.Popen(
-            [sys.executable, *script], stdout=output, stderr=subprocess.STDOUT, env=threads | os.environ,
+            [sys.executable, *script], stdout=output, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True,
         )  # fmt: skip
 

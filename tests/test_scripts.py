@@ -64,8 +64,29 @@ def test_part_of_a_grid_and_settings_for_every_run(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = sweep("language_modeling", capsys, "--only=^(standard|gswa)_d256", "--extra=--max_iters=7 --device=cpu")
     runs = [settings(line)[0] for line in lines]
-    assert [Path(cfg.out_dir).name for cfg in runs] == ["standard_d256_seed1337", "gswa_d256_seed1337"]
+    assert [Path(cfg.out_dir).name for cfg in runs] == ["standard_d256_lr0.003_seed1337", "gswa_d256_lr0.003_seed1337"]
     assert all((cfg.max_iters, cfg.device, cfg.d_model) == (7, "cpu", 256) for cfg in runs)
+
+
+def test_grids_of_language_models(capsys, monkeypatch):
+    """Every grid, at chosen rates; a longer context has as many tokens a step as the others."""
+    monkeypatch.chdir(ROOT)
+    lines = sweep("language_modeling", capsys, "--grids=scaling|levels|context", "--rates=3e-3|1e-2")
+    runs = [settings(line)[0] for line in lines]
+    assert len(runs) == len({cfg.out_dir for cfg in runs}) == 2 * (COUNTS["language_modeling"] + 2 + 2)
+    assert {cfg.init_lr for cfg in runs} == {3e-3, 1e-2}
+    tokens = {cfg.block_size * cfg.batch_size * cfg.gradient_accumulation_steps for cfg in runs}
+    assert tokens == {32 * 1024}
+    ranks = [parse_list(cfg.mlr_rank_list, "mlr_rank_list") for cfg in runs if "levels" in cfg.out_dir]
+    assert sorted(map(len, ranks)) == [2, 2, 4, 4]
+    assert {sum(of_a_run) for of_a_run in ranks} == {64}
+
+
+def test_no_such_grid(capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep("language_modeling", capsys, "--grids=scaling|level")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: no grid 'level', there are scaling, levels, context\n"
 
 
 def test_several_seeds(capsys, monkeypatch):
@@ -109,8 +130,11 @@ def test_queued_runs(tmp_path, monkeypatch):
 STAND_IN = """
 import os, signal, sys, time
 name = [a for a in sys.argv if a.startswith("--out_dir=")][0].rpartition("/")[2]
-mode = {"a": "finish", "b": sys.argv[1], "c": "finish"}[name]
-print(name, "started", os.environ["OMP_NUM_THREADS"], flush=True)
+mode = {"a": "finish", "b": " ".join(sys.argv[1:-1]), "c": "finish"}[name]
+print(name, "started", os.environ["OMP_NUM_THREADS"], "on", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+if mode == "b waits for c":
+    while not os.path.exists(sys.argv[-1].partition("=")[2][:-1] + "c"):
+        time.sleep(0.02)
 if mode == "wait":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
     print("ready", flush=True)
@@ -139,6 +163,33 @@ def test_a_run_that_fails_does_not_stop_the_others(jobs, tmp_path, monkeypatch, 
     assert together <= jobs
     for name in "abc":
         assert f"{name} started {max(1, os.cpu_count() // jobs)}" in (tmp_path / name / "output.txt").read_text()
+
+
+def test_jobs_are_spread_over_gpus(tmp_path, monkeypatch):
+    """b is still running when a ends: c takes the GPU that a had. Those of CUDA_VISIBLE_DEVICES are what there is."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    grid.run_here(stand_ins(tmp_path, monkeypatch, "b waits for c"), 2, grid.visible(2))
+    on = {name: (tmp_path / name / "output.txt").read_text().split()[-1] for name in "abc"}
+    assert on == dict(a="3", b="5", c="3")
+    with pytest.raises(BadInput, match=r"gpus is 4, CUDA_VISIBLE_DEVICES has 3 \(3,5,7\)"):
+        grid.visible(4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert grid.visible(2) == ["0", "1"]
+    assert grid.visible(0) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["--gpus=2"], "1 jobs leave GPUs idle; give at least --jobs=2 for --gpus=2"),
+        (["--gpus=2", "--jobs=2", "--together=True"], "runs in one process share one GPU"),
+    ],
+)
+def test_gpus_that_cannot_be_used(argv, why, capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep("icl_regression", capsys, "--run=True", *argv)
+    assert end.value.code == 2
+    assert why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,11 +1,13 @@
-"""The language models of the paper's comparison, best learning rates included: printed, or run.
+"""The language models of the paper's comparison, and two of ours beside them: printed, or run.
 
-    python scripts/language_modeling/sweep.py > runs.txt; bash runs.txt     # one after the other
-    python scripts/language_modeling/sweep.py --run=True --jobs=2           # here, two at a time on one device
-    scripts/language_modeling/submit_language_modeling_greene.sh            # as one SLURM array
+    python scripts/language_modeling/sweep.py > runs.txt; bash runs.txt              # one after the other
+    python scripts/language_modeling/sweep.py --run=True --jobs=2 --gpus=2           # here, one on each of two GPUs
+    scripts/language_modeling/submit_language_modeling_greene.sh                     # as one SLURM array
 
-Part of it: `--only=d256`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. A command given again goes on where its run
-stopped, and does nothing if that is finished; `--todo=True` leaves finished runs out.
+`--grids="scaling|levels|context"`: every structure at four widths (the paper's figure), MLR attention with fewer
+levels, and a longer context. Learning rates are the paper's best, or `--rates="3e-3|1e-2"` at every point. Part of a
+grid: `--only=d256`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. A command given again goes on where its run stopped,
+and does nothing if that is finished; `--todo=True` leaves finished runs out.
 """
 
 import itertools
@@ -16,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.grid import GridSettings, show
-from training.configurator import configure, setting
-from training.errors import command
+from training.configurator import configure, parse_list, setting
+from training.errors import BadInput, command
 
 CONFIG = "config/struct_configs"
 RATES = {  # structure: {d_model: the best rate in the paper's runs}
@@ -27,24 +29,58 @@ RATES = {  # structure: {d_model: the best rate in the paper's runs}
     "gswa": {256: 3e-3, 384: 3e-3, 512: 3e-3, 768: 1.65e-2},
     "sequential_gswa": {256: 3e-3, 384: 3e-3, 512: 3e-3, 768: 3e-3},  # not known: the default
 }
+RANKS = {2: "32|32", 4: "32|16|8|8"}  # by number of levels; one is standard attention, the paper's MLR has eight
+LONG = ["--block_size=4096", "--batch_size=1"]  # as many tokens a step as at T 1024
+
+
+def scaling():
+    """Every structure at every width, as (name, config files and flags, structure, d_model)."""
+    for structure, rates in RATES.items():
+        for d_model in rates:
+            yield f"{structure}_d{d_model}", own_config(structure), structure, d_model
+
+
+def levels():
+    for number, ranks in RANKS.items():
+        yield f"mlr_{number}levels_d256", [*own_config("mlr"), f"--mlr_rank_list={ranks}"], "mlr", 256
+
+
+def context():
+    for structure in ("standard", "mlr"):
+        yield f"{structure}_T4096_d256", [*own_config(structure), *LONG], structure, 256
+
+
+def own_config(structure):
+    return [] if structure == "standard" else [f"{CONFIG}/{structure}.py"]
+
+
+GRIDS = {"scaling": scaling, "levels": levels, "context": context}
 
 
 @dataclass
 class Settings(GridSettings):
-    """Print or run the commands of the language-modelling grid."""
+    """Print or run the commands of the language-modelling grids."""
 
     out_dir: str = setting("out/language_modeling", "folder of the runs' folders")
+    grids: str = setting("scaling", "which, with | between them: scaling, levels, context")
+    rates: str = setting("", "learning rates of every point, like 3e-3|1e-2; empty: the paper's best for each")
+
+    def points(self):
+        """The points of the grids asked for."""
+        for name in parse_list(self.grids, "grids", str):
+            if name not in GRIDS:
+                raise BadInput(f"no grid '{name}', there are {', '.join(GRIDS)}")
+            yield from GRIDS[name]()
 
 
 @command
 def main(argv=None):
     cfg, runs = configure(Settings, argv), []
-    for seed, (structure, rates) in itertools.product(cfg.all_seeds(), RATES.items()):
-        configs = [f"{CONFIG}/train_struct_gpt2.py"]
-        configs += [f"{CONFIG}/{structure}.py"] if structure != "standard" else []
-        for d_model, lr in rates.items():
-            flags = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={seed}"]
-            runs.append((f"{structure}_d{d_model}_seed{seed}", [*configs, *flags]))
+    rates = parse_list(cfg.rates, "rates", float) if cfg.rates else ()
+    for seed, (name, flags, structure, d_model) in itertools.product(cfg.all_seeds(), list(cfg.points())):
+        for lr in rates or [RATES[structure][d_model]]:
+            tuning = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={seed}"]
+            runs.append((f"{name}_lr{lr:g}_seed{seed}", [f"{CONFIG}/train_struct_gpt2.py", *flags, *tuning]))
     show(cfg, "train.py", runs)
 
 
