@@ -75,7 +75,8 @@ def show_the_end(ax, curves):
         starts.append(np.interp(-np.log(top), -np.log(c.mean[near]), np.log(c.x[near])))
     (_, right), (low, _) = ax.dataLim.intervalx, ax.dataLim.intervaly
     left = np.exp(min(starts))
-    ax.set_xlim(left / (right / left) ** MARGIN, right * (right / left) ** MARGIN)
+    if left < right:  # not so where every curve is one point
+        ax.set_xlim(left / (right / left) ** MARGIN, right * (right / left) ** MARGIN)
     ax.set_ylim(low / (top / low) ** MARGIN, top)
     log_ticks(ax.xaxis)
     log_ticks(ax.yaxis)
@@ -160,7 +161,7 @@ def main(argv=None):
             panels[x] = draw(ax, runs, x, args.fit, with_legend=False)
         for ax in axes[1:]:
             ax.set_ylabel("")
-        curves, _ = panels["non_emb_compute" if "non_emb_compute" in panels else next(iter(panels))]
+        curves, _ = panels[x]
         show_legend(axes, curves, {x: laws for x, (_, laws) in panels.items()})
     for x, (curves, laws) in panels.items():
         print("\n".join([final_table(curves, LOSS, x), *law_lines(curves, laws, x)]))

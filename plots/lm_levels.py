@@ -1,6 +1,7 @@
 """Language model: validation loss against the number of levels of MLR attention.
 
-    python plots/lm_levels.py RUNS... --only d_model=256 --out out/figures/lm_levels.png
+    python plots/lm_levels.py out/lm --only d_model=256 --only token_mixing_struct=low_rank \\
+        --only token_mixing_struct=multi_level_low_rank --out out/figures/lm_levels.png
 
 One level is standard attention, n levels are the n ranks of mlr_rank_list, all else the same. Each point is at the best
 of its learning rates: the mean over seeds, and a bar from the lowest to the highest.
@@ -65,7 +66,7 @@ def draw(ax, runs):
     Raises BadInput if two curves have as many levels, or if the runs differ in what is not in the picture.
     """
     check_alike(runs)
-    curves = sorted(tuned(runs, LOSS, LM_RATE, unnamed=BATCH), key=lambda curve: levels(curve.settings))
+    curves = sorted(tuned(runs, LOSS, LM_RATE), key=lambda curve: levels(curve.settings))
     for curve in curves:
         curve.steps = [min(max(run.series(LOSS)) for run in curve.runs)]
         curve.set([levels(curve.settings)], [[run.final(LOSS)] for run in curve.runs])

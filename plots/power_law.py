@@ -39,8 +39,8 @@ def fit(x, y):
 
     A free c is tried from 6 points on. The interval of b is that of linear regression, from Student's t with as many
     degrees of freedom as there are more points than parameters; with a free c the law is linearised at its best
-    parameters for it. It takes the points to be independent and, where c = 0 was chosen, the law to be true. Needs
-    three points, and at least two different x.
+    parameters for it. It takes the points to be independent and the law chosen to be true, so that the exponents of
+    laws with and without c do not compare. Needs three points, and at least two different x.
     """
     u, v = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
     middle = u.mean()
