@@ -75,7 +75,7 @@ def show_the_end(ax, curves):
         starts.append(np.interp(-np.log(top), -np.log(c.mean[near]), np.log(c.x[near])))
     (_, right), (low, _) = ax.dataLim.intervalx, ax.dataLim.intervaly
     left = np.exp(min(starts))
-    if left < right:  # not so where every curve is one point
+    if right / left > 1 + 1e-9:  # else every curve is one point
         ax.set_xlim(left / (right / left) ** MARGIN, right * (right / left) ** MARGIN)
     ax.set_ylim(low / (top / low) ** MARGIN, top)
     log_ticks(ax.xaxis)

@@ -498,9 +498,12 @@ def test_lm_axes_begin_where_the_losses_come_near_their_ends(tmp_path):
     left, right = ax.get_xlim()
     np.testing.assert_allclose(left, crossing / (curves[1].x[-1] / crossing) ** lm_compute.MARGIN)
     assert right > curves[1].x[-1]
+    one = load_run(write_lm(tmp_path / "one", steps=STEPS[:2]))
+    (curve,), _ = lm_compute.draw(ax := axes(), [one])
+    left, right = ax.get_xlim()
+    assert 1.05 * left < curve.x[0] < right / 1.05  # a single point, too, has room
 
 
-@pytest.mark.filterwarnings("error")  # a curve of one point, too, has limits
 def test_lm_figures_and_table_take_runs_as_of_a_step_and_unfinished_ones(tmp_path, capsys):
     write_lm(tmp_path / "a")
     write_lm(tmp_path / "b", steps=STEPS[:3], status="running", seed=2)
