@@ -24,7 +24,7 @@ def results(runs):
             tried, zero = " ".join(f"{rate:g}" for rate in curve.tried), baselines(curve.runs)["zero"][-1]
             errors, minutes = zip(*((run.final("eval/last"), seconds(run) / 60) for run in curve.runs), strict=True)
             rows.append((
-                curve.label, n_dims, curve.d_model, f"{curve.settings[ICL_RATE]:g} ({tried})", spread(errors),
+                curve.label, n_dims, curve.d_model, f"{curve.rate:g} ({tried})", spread(errors),
                 f"{zero:.3g}", f"{min(map(steps, curve.runs)):,}", " ".join(map(str, curve.seeds)), spread(minutes),
             ))  # fmt: skip
     return rows

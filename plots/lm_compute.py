@@ -1,56 +1,111 @@
 """Language model: validation loss against the compute spent on training, and its power laws.
 
     python plots/lm_compute.py out/lm --fit --out out/figures/lm_compute.png
+    python plots/lm_compute.py out/lm --fit --x=non_emb_compute --x=gpu_seconds --out out/figures/lm_scaling.png
+
+A curve for each structure and width at the best of its learning rates, --x given several times a panel for each.
+--fit: through the last point of every run of a structure, all widths and seeds, goes L = a C^-b, or L = a C^-b + c if
+that has the lower AICc; b with its 95% confidence interval (plots/power_law.py). What is above 1.2 times the largest
+last loss is cut off: the first steps say nothing about where the curves end.
 """
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from plots import power_law
 from plots.records import (
+    LM_RATE,
     STRUCTURES,
     X_AXES,
     arguments,
+    by_setting,
     check_same,
     final_table,
-    fit_power_law,
-    learning_curves,
     read_runs,
+    trace,
+    tuned,
 )
-from plots.style import draw_curves, legend, log_ticks, picture
+from plots.style import draw_curves, legend, line_styles, log_ticks, picture, shared_legend
 from training.errors import BadInput, command
 
+LOSS = "val/loss"
 FEWEST_WIDTHS = 3  # of a power law
+HEADROOM = 1.2  # the highest loss shown, in units of the largest last one
+MARGIN = 0.04  # of the length of an axis, beside and below what is drawn
+SYMBOLS = {"seconds": "t", "gpu_seconds": "t", "step": "n"}  # of x in a law; the others are C
 
 
 def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
-    """One curve per structure and width, log-log; returns the curves and their power laws, {structure: (a, b)}.
+    """One curve per structure and width, log-log; returns the curves and their power laws, {structure: PowerLaw}.
 
-    With `fit`, a thin line L = a C^-b for each structure through the last points of its widths. Raises BadInput if the
-    datasets differ, or if there is nothing to fit.
+    With `fit`, curves are faint and a line for each structure shows its law; widths then stand above the last points
+    and not in the legend. Raises BadInput if the datasets differ, or if there is nothing to fit.
     """
     check_same(runs, ["dataset"])
-    curves = learning_curves(runs, "val/loss", x)
-    laws = fit_laws(curves) if fit else {}
+    curves = trace(tuned(runs, LOSS, LM_RATE), LOSS, x)
+    laws = fit_laws(curves, x) if fit else {}
     ax.set(xscale="log", yscale="log", xlabel=X_AXES[x], ylabel="validation loss (nats per token)")
-    draw_curves(ax, curves, markers=lambda n: [n - 1], faint=fit)
-    for structure, (a, b) in laws.items():
+    solid = dict.fromkeys(line_styles(curves), "-")
+    draw_curves(ax, curves, markers=lambda n: [n - 1], faint=fit, lines=solid if fit else None)
+    for structure, law in laws.items():
         last = [c.x[-1] for c in curves if c.structure == structure]
-        C = np.geomspace(min(last) / 1.3, max(last) * 1.3, 20)
-        ax.plot(C, a * C**-b, color=STRUCTURES[structure][1], linewidth=1)
-    log_ticks(ax.xaxis)
-    log_ticks(ax.yaxis)
+        C = np.geomspace(min(last) / 1.3, max(last) * 1.3, 50)
+        ax.plot(C, law(C), color=STRUCTURES[structure][1], linewidth=1.3, zorder=2.5)
+    show_the_end(ax, curves)
+    if fit:
+        name_widths(ax, curves)
     if with_legend:
-        legend(ax, curves, {structure: f": $C^{{{-b:.3f}}}$" for structure, (_, b) in laws.items()})
+        show_legend([ax], curves, {x: laws})
     return curves, laws
 
 
-def fit_laws(curves):
-    """{structure: (a, b)} of L = a C^-b through the last points of its curves, one for each of at least 3 widths."""
+def show_the_end(ax, curves):
+    """Limits and ticks: losses up to HEADROOM times the largest last one, from where the first curve is below that."""
+    top = min(HEADROOM * max(c.mean[-1] for c in curves), ax.get_ylim()[1])
+    starts = []
+    for c in curves:
+        below = np.argmax(c.mean <= top)
+        near = slice(max(below - 1, 0), below + 1)  # the points on both sides of the crossing
+        starts.append(np.interp(-np.log(top), -np.log(c.mean[near]), np.log(c.x[near])))
+    (_, right), (low, _) = ax.dataLim.intervalx, ax.dataLim.intervaly
+    left = np.exp(min(starts))
+    if right / left > 1 + 1e-9:  # else every curve is one point
+        ax.set_xlim(left / (right / left) ** MARGIN, right * (right / left) ** MARGIN)
+    ax.set_ylim(low / (top / low) ** MARGIN, top)
+    log_ticks(ax.xaxis)
+    log_ticks(ax.yaxis)
+
+
+def name_widths(ax, curves):
+    """The widths above the axes, each over the middle of the last points of its curves."""
+    for i, (width, mine) in enumerate(by_setting(curves, "d_model").items()):
+        middle = np.exp(np.mean([np.log(c.x[-1]) for c in mine]))
+        place = dict(transform=ax.get_xaxis_transform(), ha="center", fontsize=6.5, color="#555555")
+        ax.text(middle, 1.02, str(width) if i else f"D = {width}", **place)
+
+
+def show_legend(axes, curves, laws):
+    """Below the axes: the structures with their exponents, {x: {structure: PowerLaw}}, and without laws the widths."""
+    notes = {}
+    for x, found in laws.items():
+        for structure, law in found.items():
+            text = law_words(law, SYMBOLS.get(x, "C"))
+            notes[structure] = f"{notes[structure]}, {text}" if structure in notes else f": {text}"
+    shown = [replace(curve, variant="") for curve in curves] if notes else curves
+    if len(axes) == 1:
+        legend(axes[0], shown, notes)
+    else:
+        shared_legend(axes, shown, notes)
+
+
+def fit_laws(curves, x):
+    """{structure: PowerLaw} through the last points of all runs of its curves, one for each of at least 3 widths."""
     laws = {}
     for structure in dict.fromkeys(c.structure for c in curves):
         name, mine = STRUCTURES[structure][0], [c for c in curves if c.structure == structure]
@@ -60,28 +115,56 @@ def fit_laws(curves):
         if len(mine) < FEWEST_WIDTHS:
             widths = f"{len(mine)} (D = {', '.join(str(c.d_model) for c in mine)})"
             raise BadInput(f"a power law needs {FEWEST_WIDTHS} widths, {name} has {widths}; make more with --d_model")
-        last = np.array([(c.x[-1], c.mean[-1]) for c in mine])
-        if np.ptp(last[:, 0]) == 0:
+        spent, losses = last_points(mine, x)
+        if np.ptp(spent) == 0:
             raise BadInput(f"the runs of {name} all end at the same x, a power law needs others; choose another --x")
-        laws[structure] = fit_power_law(*last.T)
+        laws[structure] = power_law.fit(spent, losses)
     return laws
+
+
+def last_points(curves, x):
+    """(x, loss) at the last evaluation of every run, two arrays."""
+    return np.array([max(run.series(LOSS, x).items())[1] for curve in curves for run in curve.runs], float).T
+
+
+def law_words(law, symbol):
+    """The exponent with its 95% confidence interval, in mathtext."""
+    exponent = f"{symbol}^{{{-law.b:.3f} \\pm {law.half_width:.3f}}}"
+    return f"${exponent} + {law.c:.2f}$" if law.c else f"${exponent}$"
+
+
+def law_lines(curves, laws, x):
+    """A line of text for every law: its numbers, what it was fitted to, and how well."""
+    lines = []
+    for structure, law in laws.items():
+        mine = [c for c in curves if c.structure == structure]
+        off, (low, high) = law.largest_deviation(*last_points(mine, x)), law.interval
+        formula = f"L = {law.a:.4g} C^{-law.b:.4f}" + (f" + {law.c:.4g}" if law.c else "")
+        lines.append(
+            f"{STRUCTURES[structure][0]}: {formula} with C = {x}, b from {low:.4f} to {high:.4f} (95%); "
+            f"{law.n} runs of {len(mine)} widths, off by at most {off:.2%}"
+        )
+    return lines
 
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train.py")
-    parser.add_argument("--x", default="non_emb_compute", choices=X_AXES, help="what the runs are compared at")
+    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True)
+    words = "what the runs are compared at, a panel for each; default non_emb_compute"
+    parser.add_argument("--x", action="append", choices=X_AXES, help=words)
     parser.add_argument("--fit", action="store_true", help="fit a power law to the last points of each structure")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train.py", args.only)
-    with picture(args.out) as (ax,):
-        curves, laws = draw(ax, runs, args.x, args.fit)
-    print(final_table(curves, "val/loss", args.x))
-    for structure, (a, b) in laws.items():
-        mine = [c for c in curves if c.structure == structure]
-        off = max(abs(c.mean[-1] / (a * c.x[-1] ** -b) - 1) for c in mine)
-        name, points = STRUCTURES[structure][0], f"{len(mine)} widths, off by at most {off:.2%}"
-        print(f"{name}: L = {a:.4g} C^{-b:.4f} with C = {args.x}; {points}")
+    runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
+    panels = dict.fromkeys(args.x or ["non_emb_compute"])
+    with picture(args.out, panels=len(panels)) as axes:
+        for ax, x in zip(axes, panels, strict=True):
+            panels[x] = draw(ax, runs, x, args.fit, with_legend=False)
+        for ax in axes[1:]:
+            ax.set_ylabel("")
+        curves, _ = panels[x]
+        show_legend(axes, curves, {x: laws for x, (_, laws) in panels.items()})
+    for x, (curves, laws) in panels.items():
+        print("\n".join([final_table(curves, LOSS, x), *law_lines(curves, laws, x)]))
 
 
 if __name__ == "__main__":

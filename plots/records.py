@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import shlex
+import statistics
 from ast import literal_eval
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,15 +37,18 @@ IGNORED = {  # settings in which the runs of one curve may differ; runs of diffe
     "eval_interval", "eval_iters", "eval_only", "eval_prompts", "eval_batch_size", "always_save_checkpoint",
 }  # fmt: skip
 SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps"}
-ICL_RATE = "training_learning_rate"
+ICL_RATE, LM_RATE = "training_learning_rate", "init_lr"
+EVALUATED = {"train_ICL.py": "eval/last", "train.py": "val/loss"}  # script: what its evaluations measure
 ICL_SIZES = {"n_dims", "n_positions", "block_size", "d_model"}  # what a figure of in-context regression has in its axes
 X_AXES = {  # key of metrics.jsonl: words of the axis
     "non_emb_compute": "training FLOPs without embeddings",
     "compute": "training FLOPs",
     "paper_compute": "forward multiply-adds, the paper's count",
     "seconds": "training time (s)",
+    "gpu_seconds": "training time at the run's median pace (s)",  # not in metrics.jsonl: tokens / Run.pace
     "step": "steps",
 }
+FEWEST_PACES = 3  # progress lines that a median is taken of
 CONFIGS = {  # script: the config file that the advice for a missing run names
     "train.py": "config/struct_configs/train_struct_gpt2.py",
     "train_ICL.py": "config/icl_configs/paper.py",
@@ -88,10 +92,15 @@ class Run:
         return found
 
     def series(self, metric, x="step"):
-        """{step: (x, metric)} of the lines that hold both. Raises BadInput if there are none or one is not finite."""
-        pairs = {step: (line[x], line[metric]) for step, line in self.evaluated.get(metric, {}).items() if x in line}
+        """{step: (x, metric)} of the lines that hold both. Raises BadInput if there are none or one is not finite.
+
+        x may be "gpu_seconds" as well: the tokens seen, at the run's pace.
+        """
+        key, per = ("tokens", self.pace) if x == "gpu_seconds" else (x, 1)
+        lines = self.evaluated.get(metric, {})
+        pairs = {step: (line[key] / per, line[metric]) for step, line in lines.items() if key in line}
         if not pairs:
-            raise self._lacks(x if metric in self.evaluated else metric)
+            raise self._lacks(key if metric in self.evaluated else metric)
         for step, pair in pairs.items():
             self._check_finite(pair, f"{metric} or {x}", step)
         return pairs
@@ -107,6 +116,21 @@ class Run:
     def final(self, metric):
         """The number that `metric` has at the last step it was evaluated at."""
         return max(self.series(metric).items())[1][1]
+
+    @property
+    def paces(self):
+        """tokens_per_s of the progress lines but the first, which holds the compilation."""
+        return [line["tokens_per_s"] for _, line in sorted(self.evaluated.get("tokens_per_s", {}).items())][1:]
+
+    @property
+    def pace(self):
+        """The median of `paces`. Raises BadInput if there are too few."""
+        if len(self.paces) < FEWEST_PACES:
+            raise BadInput(
+                f"{self.folder} has {len(self.paces)} progress lines with tokens_per_s after its first, a pace needs "
+                f"{FEWEST_PACES}; choose another --x, or make it again with a smaller --log_interval"
+            )
+        return statistics.median(self.paces)
 
     def _lacks(self, metric):
         return BadInput(f"{self.folder} has no {metric}; make it again with: {self.command('--overwrite=True')}")
@@ -271,7 +295,7 @@ def read_runs(paths, script, only=(), unfinished=False, at_step=None):
     if len(chosen) < len(runs):
         print(f"{len(runs) - len(chosen)} of {len(runs)} runs left out by --only")
     check_finished(chosen, script, unfinished or at_step is not None)
-    return chosen if at_step is None else as_of(chosen, at_step)
+    return chosen if at_step is None else as_of(chosen, at_step, EVALUATED[script])
 
 
 def step_words(at_step):
@@ -284,7 +308,7 @@ class Curve:
     """The runs of one curve and their name: the structure, and in `variant` what tells it from others of its structure.
 
     x: where the mean over seeds is known; mean, low, high: the mean and the extremes there; steps: the training steps;
-    tried: {learning rate: error} of the rates that this curve's was chosen from.
+    rate: its learning rate, where that was chosen; tried: {learning rate: error} of those it was chosen from.
     """
 
     runs: list
@@ -294,6 +318,7 @@ class Curve:
     low: np.ndarray = None
     high: np.ndarray = None
     steps: list = None
+    rate: float = None
     tried: dict = None
 
     @property
@@ -379,7 +404,7 @@ def tuned(runs, metric="eval/last", rate=ICL_RATE, unnamed=frozenset()):
         tried |= dict.fromkeys((run.folder for run in best), errors)
     curves = group(kept, unnamed | {rate})
     for curve in curves:
-        curve.tried = tried[curve.runs[0].folder]
+        curve.rate, curve.tried = curve.settings[rate], tried[curve.runs[0].folder]
     return curves
 
 
@@ -410,8 +435,12 @@ def _order(runs, lines=False):
 
 
 def learning_curves(runs, metric, x, unnamed=frozenset()):
-    """A Curve for each group of runs: `metric` over `x` from the first step on, where all its seeds were evaluated."""
-    curves = group(runs, unnamed)
+    """A Curve for each group of runs, with the numbers that `trace` gives it."""
+    return trace(group(runs, unnamed), metric, x)
+
+
+def trace(curves, metric, x):
+    """The curves, now with their numbers: `metric` over `x` from the first step on, where all seeds were evaluated."""
     for curve in curves:
         series = [run.series(metric, x) for run in curve.runs]
         curve.steps = sorted(s for s in set.intersection(*map(set, series)) if s > 0)
@@ -447,12 +476,6 @@ def by_kind(curves):
     return list(kinds.values())
 
 
-def fit_power_law(x, y):
-    """(a, b) of y = a x^-b by least squares on the logarithms."""
-    slope, offset = np.polyfit(np.log(x), np.log(y), 1)
-    return math.exp(offset), -slope
-
-
 def table(header, rows):
     """Text columns, each as wide as its widest entry; the first flushes left."""
     rows = [header, *rows]
@@ -473,7 +496,7 @@ def final_table(curves, y, x="step"):
     header = ["curve", "runs", "seeds", *rates, "step", *([] if x == "step" else [x]), y, "lowest", "highest"]
     rows = []
     for c in curves:
-        chosen = [f"{c.settings[ICL_RATE]:g}", " ".join(f"{rate:g}" for rate in c.tried)] if rates else []
+        chosen = [f"{c.rate:g}", " ".join(f"{rate:g}" for rate in c.tried)] if rates else []
         at = [] if x == "step" else [f"{c.x[-1]:.4g}"]
         numbers = [f"{v[-1]:.4g}" for v in (c.mean, c.low, c.high)]
         seeds = " ".join(map(str, c.seeds))

@@ -67,7 +67,7 @@ def draw_curves(ax, curves, markers, faint=False, lines=None):
         at = markers(len(curve.x))
         ax.plot(
             curve.x, curve.mean, color=colour, linestyle=lines[curve.variant], label=curve.label,
-            linewidth=1.3 if len(curves) <= 8 else 0.9, alpha=0.45 if faint else 1,
+            linewidth=1.3 if len(curves) <= 8 else 0.9, alpha=0.3 if faint else 1,
         )  # fmt: skip
         ax.plot(curve.x[at], curve.mean[at], **look, linestyle="", zorder=3)
         if len(curve.runs) > 1:
@@ -111,11 +111,11 @@ def legend(ax, curves, notes=None):
     )  # fmt: skip
 
 
-def shared_legend(axes, curves):
-    """The same below all the panels of a figure."""
+def shared_legend(axes, curves, notes=None):
+    """The same below all the panels of a figure; with notes an entry is as wide as a panel."""
     figure, columns = axes[0].get_figure(root=True), axes[0].get_gridspec().ncols
-    shown = list(itertools.chain(*handles(curves)))
-    ncols = min(5 * columns // 2, len(shown))
+    shown = list(itertools.chain(*handles(curves, notes)))
+    ncols = min(columns if notes else 5 * columns // 2, len(shown))
     figure.legend(
         handles=shown, ncols=ncols, loc="outside lower center", handlelength=2.6, columnspacing=1.2, labelspacing=0.35
     )

@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 import train
 import train_ICL
 import train_TS
-from plots import attention_speed, icl_compute, icl_examples, icl_table, icl_width, lm_compute
+from plots import (
+    attention_speed,
+    icl_compute,
+    icl_examples,
+    icl_table,
+    icl_width,
+    lm_compute,
+    lm_levels,
+    lm_table,
+    power_law,
+)
 from plots.records import (
     ICL_SIZES,
     IGNORED,
@@ -22,7 +32,6 @@ from plots.records import (
     by_kind,
     by_setting,
     envelope,
-    fit_power_law,
     group,
     learning_curves,
     load_run,
@@ -37,6 +46,7 @@ from training.errors import BadInput
 
 SCRIPTS = {"train_ICL.py": train_ICL.Settings, "train.py": train.Settings}
 STEPS = (0, 100, 200, 300)
+COLOURS = {structure: colour for structure, (_, colour, _) in STRUCTURES.items()}
 
 
 def write_run(folder, script, lines, status="finished", **settings):
@@ -74,14 +84,19 @@ def write_icl(folder, seed=1, scale=1.0, steps=STEPS, drop=(), status="finished"
     return write_run(folder, "train_ICL.py", lines, status, **settings)
 
 
-def write_lm(folder, width=256, scale=1.0, exponent=0.05, seed=1, **settings):
+def write_lm(
+    folder, width=256, scale=1.0, exponent=0.05, seed=1, pace=5e4, steps=STEPS, status="finished", **settings
+):
+    """Loss 20 C^-exponent; 1,000 tokens a step at 0.01 times `pace` in the first progress line, then 1, 2, 4."""
     lines = []
-    for step in STEPS:
-        cost = spent(step, width)
+    for step in steps:
+        cost = spent(step, width) | dict(tokens=1000 * step)
         loss = scale * 20 * max(cost["non_emb_compute"], 1.0) ** -exponent
-        lines += [{**cost, "train/loss": loss, "lr": 3e-3, "mfu": None}, {**cost, "val/loss": loss}]
+        rate = pace * (2 ** (step / 100 - 1) if step else 0.01)
+        lines += [{**cost, "train/loss": loss, "lr": 3e-3, "tokens_per_s": rate, "mfu": None}]
+        lines += [{**cost, "val/loss": loss}]
     settings = dict(d_model=width, seed=seed, max_iters=STEPS[-1], dataset="shakespeare_char") | settings
-    return write_run(folder, "train.py", lines, **settings)
+    return write_run(folder, "train.py", lines, status, **settings)
 
 
 def axes():
@@ -357,20 +372,226 @@ def test_only_chooses_and_says_how_many_it_left_out(tmp_path, capsys):
 @pytest.mark.parametrize(("a", "b"), [(20.0, 0.05), (3.0, 0.4)])
 def test_power_law_is_recovered(a, b):
     C = np.array([1e15, 3e15, 2e16, 4e17])
-    np.testing.assert_allclose(fit_power_law(C, a * C**-b), (a, b), rtol=1e-9)
+    law = power_law.fit(C, a * C**-b)
+    np.testing.assert_allclose([law.a, law.b, *law.interval], [a, b, b, b], rtol=1e-9)
+    assert (law.c, law.n) == (0, 4)
+    np.testing.assert_allclose(law(C), a * C**-b)
 
 
-def test_lm_fit_goes_through_the_last_points_of_each_structure(tmp_path, capsys):
-    for width in (256, 384, 512):
-        write_lm(tmp_path / f"s{width}", width, exponent=0.05)
-        write_lm(tmp_path / f"m{width}", width, exponent=0.07, token_mixing_struct="multi_level_low_rank")
-    runs = read_runs([tmp_path], "train.py")
+@pytest.mark.parametrize(("b", "c"), [(0.3, 0.8), (0.05, 0.5), (0.6, 1.2)])
+def test_power_law_with_an_offset_is_recovered_and_taken_only_where_it_says_more(b, c):
+    C = np.geomspace(1e15, 1e18, 8)
+    y = 3 * (C / 1e15) ** -b + c
+    law = power_law.fit(C, y)
+    np.testing.assert_allclose([law.a, law.b, law.c, *law.interval], [3 * 1e15**b, b, c, b, b], rtol=1e-6)
+    np.testing.assert_allclose(law(C), y)
+    assert law.largest_deviation(C, [*y[:-1], 1.5 * y[-1]]) == pytest.approx(0.5)
+    assert power_law.fit(C[:5], y[:5]).c == 0  # too few points
+    assert power_law.fit(C, 3 * C**-b).c == 0
+    noise = np.exp(0.01 * np.random.default_rng(1).standard_normal(8))
+    assert power_law.fit(C, 3 * C**-b * noise).c == 0
+
+
+def coverage(law, C, b, noise, draws, seed=0):
+    """How often the interval covers b where log-normal noise lies on the law, and the laws fitted."""
+    rng = np.random.default_rng(seed)
+    laws = [power_law.fit(C, law(C) * np.exp(noise * rng.standard_normal(len(C)))) for _ in range(draws)]
+    return np.mean([found.interval[0] <= b <= found.interval[1] for found in laws]), laws
+
+
+def test_the_interval_of_the_exponent_covers_it_in_95_of_100():
+    C = np.array([1e15, 1e15, 3e15, 6e15, 6e15])
+    covered, laws = coverage(lambda C: 20 * C**-0.05, C, 0.05, noise=0.01, draws=600)
+    assert covered == pytest.approx(0.95, abs=0.027)  # three standard errors
+    u = np.log(C)  # the textbook's: the slope's standard error times the quantile of Student's t with 3 degrees
+    for law in laws[:3]:
+        assert np.mean(law.interval) == pytest.approx(law.b)
+        assert law.half_width == pytest.approx((law.interval[1] - law.interval[0]) / 2)
+    deviation = np.sqrt(np.mean([law.half_width**2 for law in laws])) / 3.182
+    assert deviation == pytest.approx(0.01 / np.sqrt(np.sum((u - u.mean()) ** 2)), rel=0.05)
+    covered, laws = coverage(lambda C: 2 * (C / 1e15) ** -0.3 + 1, np.geomspace(1e15, 1e18, 12), 0.3, 0.005, draws=200)
+    assert covered == pytest.approx(0.95, abs=0.047)
+    assert all(law.c > 0 for law in laws)
+
+
+TWO = {"s": ("low_rank", 0.05, 5e4), "m": ("multi_level_low_rank", 0.07, 4e4)}  # structure, exponent, pace
+
+
+def write_widths(folder, widths=(256, 384, 512)):
+    """Standard and MLR attention with seeds 1 and 2 at rate 3e-3 on their laws, and worse at 1e-2."""
+    for width, (name, (structure, exponent, pace)) in itertools.product(widths, TWO.items()):
+        flags = dict(exponent=exponent, token_mixing_struct=structure, pace=pace * 256 / width)
+        for seed in (1, 2):
+            write_lm(folder / f"{name}{width}_{seed}", width, seed=seed, scale=0.99 + seed / 50, **flags)
+        write_lm(folder / f"{name}{width}_fast", width, scale=1.3, init_lr=1e-2, **flags)
+    return read_runs([folder], "train.py")
+
+
+def test_lm_fit_goes_through_the_last_point_of_every_run_of_the_best_rate(tmp_path, capsys):
+    runs = write_widths(tmp_path)
     curves, laws = lm_compute.draw(ax := axes(), runs, fit=True)
     assert len(drawn(ax)) == len(curves) == 6
-    np.testing.assert_allclose(laws["low_rank"], (20, 0.05), rtol=1e-9)
-    np.testing.assert_allclose(laws["multi_level_low_rank"], (20, 0.07), rtol=1e-9)
+    for structure, exponent in (("low_rank", 0.05), ("multi_level_low_rank", 0.07)):
+        law = laws[structure]
+        chosen = [run for run in runs if run.structure == structure and run.settings["init_lr"] == 3e-3]
+        x, y = np.array([max(run.series("val/loss", "non_emb_compute").items())[1] for run in chosen]).T
+        assert law == power_law.fit(x, y)
+        assert (law.n, law.b, law.c) == (6, pytest.approx(exponent), 0)
+        assert law.a == pytest.approx(20 * np.sqrt(1.01 * 1.03))
+        line = next(line for line in ax.lines if len(line.get_xdata()) == 50 and line.get_color() == COLOURS[structure])
+        np.testing.assert_allclose(line.get_ydata(), law(line.get_xdata()))
+    assert {"D = 256", "384", "512"} == {t.get_text() for t in ax.texts}
+    shown = [t.get_text() for t in ax.get_legend().get_texts()]
+    half = laws["low_rank"].half_width
+    assert shown[0] == f"standard: $C^{{-0.050 \\pm {half:.3f}}}$"
+    assert len(shown) == 2
     lm_compute.main([str(tmp_path), "--fit", "--out", str(tmp_path / "fit.png")])
-    assert "MLR: L = 20 C^-0.0700 with C = non_emb_compute; 3 widths" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    low, high = laws["multi_level_low_rank"].interval
+    assert f"MLR: L = 20.4 C^-0.0700 with C = non_emb_compute, b from {low:.4f} to {high:.4f} (95%); 6 runs of 3" in out
+    assert "off by at most 0.99%" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith("standard, D = 256")]
+    assert [row[4:10] for row in rows] == [["2", "1", "2", "0.003", "0.003", "0.01"]]  # the rate, and those tried
+    law = power_law.PowerLaw(3, 0.3, 0.85, (0.2, 0.4), 8)
+    assert lm_compute.law_words(law, "t") == "$t^{-0.300 \\pm 0.100} + 0.85$"
+
+
+def test_lm_panels_have_their_own_laws_and_one_legend(tmp_path, capsys):
+    runs = write_widths(tmp_path)
+    panels, laws = Figure().subplots(1, 2), {}
+    for ax, x in zip(panels, ("non_emb_compute", "gpu_seconds"), strict=True):
+        curves, laws[x] = lm_compute.draw(ax, runs, x, fit=True, with_legend=False)
+    lm_compute.show_legend(panels, curves, laws)
+    assert [ax.get_legend() for ax in panels] == [None, None]
+    (legend,) = panels[0].figure.legends
+    for text, structure in zip(legend.get_texts(), laws[x], strict=True):
+        exponents = [lm_compute.law_words(laws[x][structure], symbol) for x, symbol in zip(laws, "Ct", strict=True)]
+        assert text.get_text() == f"{STRUCTURES[structure][0]}: {', '.join(exponents)}"
+    assert laws["gpu_seconds"]["low_rank"].b == pytest.approx(0.1)  # FLOPs are the square of the width, seconds are not
+    out = ("--out", str(tmp_path / "two.png"))
+    lm_compute.main([str(tmp_path), "--fit", "--x=gpu_seconds", "--x=compute", *out])
+    out = capsys.readouterr().out
+    assert [out.count(f"with C = {x}, b from") for x in ("gpu_seconds", "compute", "non_emb_compute")] == [2, 2, 0]
+
+
+def test_gpu_seconds_are_tokens_at_the_median_pace_without_the_first_progress_line(tmp_path, capsys):
+    run = load_run(write_lm(tmp_path / "a", pace=5e4))
+    assert run.pace == 2 * 5e4
+    (curve,), _ = lm_compute.draw(axes(), [run], "gpu_seconds")
+    np.testing.assert_allclose(curve.x, [1000 * step / 1e5 for step in STEPS[1:]])
+    short = write_lm(tmp_path / "b", steps=STEPS[:3])
+    said = refusal(capsys, lm_compute.main, short, "--x=gpu_seconds", "--out", tmp_path / "fig.png")
+    assert f"{short} has 2 progress lines with tokens_per_s after its first, a pace needs 3; choose another --x" in said
+    assert not list(tmp_path.glob("fig*"))
+
+
+def test_lm_axes_begin_where_the_losses_come_near_their_ends(tmp_path):
+    write_lm(tmp_path / "a", 256, exponent=0.4)
+    write_lm(tmp_path / "b", 512, exponent=0.39)
+    curves, _ = lm_compute.draw(ax := axes(), read_runs([tmp_path], "train.py"))
+    top = lm_compute.HEADROOM * max(curve.mean[-1] for curve in curves)
+    assert ax.get_ylim()[1] == pytest.approx(top)
+    assert ax.get_ylim()[0] < min(curve.mean[-1] for curve in curves)
+    narrow = curves[0]
+    crossing = (20 / top) ** (1 / 0.4)  # of a straight line
+    assert narrow.x[0] < crossing < narrow.x[-1]
+    left, right = ax.get_xlim()
+    np.testing.assert_allclose(left, crossing / (curves[1].x[-1] / crossing) ** lm_compute.MARGIN)
+    assert right > curves[1].x[-1]
+    one = load_run(write_lm(tmp_path / "one", steps=STEPS[:2]))
+    (curve,), _ = lm_compute.draw(ax := axes(), [one])
+    left, right = ax.get_xlim()
+    assert 1.05 * left < curve.x[0] < right / 1.05  # a single point, too, has room
+
+
+def test_lm_figures_and_table_take_runs_as_of_a_step_and_unfinished_ones(tmp_path, capsys):
+    write_lm(tmp_path / "a")
+    write_lm(tmp_path / "b", steps=STEPS[:3], status="running", seed=2)
+    flags = ("--out", str(tmp_path / "fig.png"))
+    for main, more in ((lm_compute.main, flags), (lm_levels.main, flags), (lm_table.main, ())):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), *more])
+        assert "b is not finished (running, step 200 of 300)" in capsys.readouterr().err
+        main([str(tmp_path), "--unfinished", *more])
+        said = capsys.readouterr().out
+        main([str(tmp_path), "--at-step=100", *more])
+        assert said != (at_100 := capsys.readouterr().out)
+        assert f"{20 * (100e9 * 256**2) ** -0.05:.4g}" in at_100
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), "--at-step=300", *more])
+        assert "b has no val/loss at step 300 (last at 200)" in capsys.readouterr().err
+
+
+LEVELS = (None, "48|16", "32|16|16")  # ranks
+
+
+def write_levels(folder):
+    """Standard attention and MLR attention of 2 and 3 levels, two seeds each, and a worse rate of the last."""
+    for i, ranks in enumerate(LEVELS):
+        flags = dict(mlr_rank_list=ranks, token_mixing_struct="multi_level_low_rank") if ranks else {}
+        for seed in (1, 2):
+            write_lm(folder / f"{i}_{seed}", seed=seed, scale=1 - 0.1 * i + seed / 50, **flags)
+    write_lm(folder / "rate", scale=2.0, init_lr=1e-2, **flags)
+    return read_runs([folder], "train.py")
+
+
+def test_lm_levels_draws_the_last_loss_over_the_number_of_levels(tmp_path, capsys):
+    runs = write_levels(tmp_path)
+    curves = lm_levels.draw(ax := axes(), runs)
+    assert [curve.label for curve in curves] == ["standard", *(f"MLR, mlr_rank_list = {r}" for r in LEVELS[1:])]
+    for i, box in enumerate(ax.containers):
+        losses = [20 * (1 - 0.1 * i + seed / 50) * (300e9 * 256**2) ** -0.05 for seed in (1, 2)]
+        line, _, (bars,) = box
+        np.testing.assert_allclose(line.get_data(), [[i + 1], [np.mean(losses)]])
+        np.testing.assert_allclose(bars.get_segments()[0][:, 1], [min(losses), max(losses)])
+        assert line.get_color() == COLOURS[curves[i].structure]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "3"]
+    lm_levels.main([str(tmp_path), "--out", str(tmp_path / "levels.png")])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("standard", "MLR"))]
+    assert [row[-5] for row in rows] == ["300"] * 3
+    assert [row[-4] for row in rows] == ["1", "2", "3"]
+    assert rows[-1][4:10] == ["2", "1", "2", "0.003", "0.003", "0.01"]
+    assert (tmp_path / "levels.png").exists()
+
+
+def test_lm_levels_refuses_what_differs_in_more_than_its_levels(tmp_path, capsys):
+    write_levels(tmp_path / "runs")
+    mlr = dict(token_mixing_struct="multi_level_low_rank", mlr_rank_list="32|16|8|8")
+    for name, flags, said in (
+        ("width", mlr | dict(width=512), "differ in d_model (256 or 512); choose with --only d_model=256"),
+        ("T", mlr | dict(block_size=512), "differ in block_size (1024 or 512)"),
+        ("steps", mlr | dict(max_iters=600), "differ in max_iters (300 or 600)"),
+        ("data", mlr | dict(dataset="pydocs"), "differ in dataset"),
+        ("weights", mlr | dict(mlr_block_divide_by_num_levels=True), "differ in mlr_block_divide_by_num_levels"),
+        ("batch", mlr | dict(batch_size=8), "64 sequences a step in"),
+        ("again", mlr | dict(mlr_rank_list="16|32|16"), "both have 3 levels; choose with --only"),
+        ("window", dict(token_mixing_struct="low_rank_with_sliding_window"), "sliding window, which has no levels"),
+    ):
+        more = write_lm(tmp_path / name, **flags)
+        assert said in refusal(capsys, lm_levels.main, tmp_path / "runs", more, "--out", tmp_path / "fig.png")
+    more = write_lm(tmp_path / "same", **mlr, batch_size=32, gradient_accumulation_steps=1)
+    lm_levels.main([str(tmp_path / "runs"), str(more), "--out", str(tmp_path / "ok.png")])  # as many in a step
+    assert not list(tmp_path.glob("fig*"))
+
+
+def test_lm_table(tmp_path, capsys):
+    write_levels(tmp_path)
+    lm_table.main([str(tmp_path)])
+    said = capsys.readouterr().out.splitlines()
+    losses = [20 * (0.8 + seed / 50) * (300e9 * 256**2) ** -0.05 for seed in (1, 2)]
+    row = f"{np.mean(losses):.4f} ({losses[0]:.4f} {losses[1]:.4f}) | 100,000 | {300e9 * 256**2:.3g} |"
+    assert said[4] == f"| MLR | 32\\|16\\|16 | 256 | 1024 | 300 | 0.003 (0.003 0.01) | 1 2 | {row}"
+    assert said[2].startswith("| standard |  | 256 | 1024 | 300 | 0.003 (0.003) | 1 2 | ")
+    assert said[6:] == [
+        "7 runs, 0.1 hours of training.",
+        "One learning rate only, so none was chosen: standard at D 256; MLR 48|16 at D 256.",
+    ]
+    lm_table.main([str(tmp_path), "--all-rates"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[5:7] for line in said[3:6]] == [["0.003", "1 2"], ["0.003", "1 2"], ["0.01", "1"]]
+    short = write_lm(tmp_path / "short", steps=STEPS[:2], width=512)
+    lm_table.main([str(short)])
+    assert capsys.readouterr().out.splitlines()[2].endswith("|  | 2.62e+16 |")  # too few lines for a pace
 
 
 def test_a_fit_needs_three_widths_once_each_and_different_x(tmp_path, capsys):
@@ -381,7 +602,7 @@ def test_a_fit_needs_three_widths_once_each_and_different_x(tmp_path, capsys):
     assert "needs 3 widths, standard has 2 (D = 256, 384)" in said
     write_lm(tmp_path / "512", 512)
     assert "end at the same x" in refusal(capsys, lm_compute.main, tmp_path, "--fit", "--x", "step", "--out", out)
-    write_lm(tmp_path / "512b", 512, init_lr=1e-3)
+    write_lm(tmp_path / "512b", 512, weight_decay=0.1)
     assert "2 curves of width 512" in refusal(capsys, lm_compute.main, tmp_path, "--fit", "--out", out)
     assert not list(tmp_path.glob("fig*"))
 

@@ -1,0 +1,101 @@
+"""Language model: validation loss against the number of levels of MLR attention.
+
+    python plots/lm_levels.py out/lm --only d_model=256 --only token_mixing_struct=low_rank \\
+        --only token_mixing_struct=multi_level_low_rank --out out/figures/lm_levels.png
+
+One level is standard attention, n levels are the n ranks of mlr_rank_list, all else the same. Each point is at the best
+of its learning rates: the mean over seeds, and a bar from the lowest to the highest.
+"""
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plots.records import (
+    IGNORED,
+    LM_RATE,
+    STRUCTURES,
+    arguments,
+    check_same,
+    final_table,
+    read_runs,
+    step_words,
+    tuned,
+)
+from plots.style import GREY, legend, log_ticks, picture, structure_style
+from training.errors import BadInput, command
+
+LOSS = "val/loss"
+STANDARD, MLR = "low_rank", "multi_level_low_rank"
+BATCH = {"batch_size", "gradient_accumulation_steps"}  # compared by their product
+RANKS = "mlr_rank_list"
+
+
+def levels(settings):
+    """The number of levels: 1 for standard attention, else that of the ranks."""
+    return 1 if settings["token_mixing_struct"] == STANDARD else len(str(settings[RANKS]).split("|"))
+
+
+def check_alike(runs):
+    """Raises BadInput if the runs are of other structures, or differ in more than their ranks, rate and seed."""
+    for run in runs:
+        if run.structure not in (STANDARD, MLR):
+            both = f"--only token_mixing_struct={STANDARD} --only token_mixing_struct={MLR}"
+            raise BadInput(f"{run.folder} is a run of {STRUCTURES[run.structure][0]}, which has no levels; add {both}")
+    names = sorted({name for run in runs for name in run.settings} - IGNORED - BATCH - {LM_RATE, RANKS})
+    of_mlr = [name for name in names if name.startswith("mlr_")]
+    check_same(runs, [name for name in names if name not in ("token_mixing_struct", *of_mlr)])
+    check_same([run for run in runs if run.structure == MLR], of_mlr)
+    first, *others = runs
+    for run in others:
+        if sequences(run) != sequences(first):
+            sizes = f"{sequences(first)} sequences a step in {first.folder}, {sequences(run)} in {run.folder}"
+            raise BadInput(f"{sizes}; choose with --only batch_size=..")
+
+
+def sequences(run):
+    return run.settings["batch_size"] * run.settings["gradient_accumulation_steps"]
+
+
+def draw(ax, runs):
+    """A point for each number of levels, and a line through them; returns the curves, by levels.
+
+    Raises BadInput if two curves have as many levels, or if the runs differ in what is not in the picture.
+    """
+    check_alike(runs)
+    curves = sorted(tuned(runs, LOSS, LM_RATE), key=lambda curve: levels(curve.settings))
+    for curve in curves:
+        curve.steps = [min(max(run.series(LOSS)) for run in curve.runs)]
+        curve.set([levels(curve.settings)], [[run.final(LOSS)] for run in curve.runs])
+    for a, b in itertools.pairwise(curves):
+        if a.x[0] == b.x[0]:
+            folders = f"{a.runs[0].folder} and {b.runs[0].folder}"
+            raise BadInput(f"{folders} both have {a.x[0]:.0f} levels; choose with --only")
+    x = [curve.x[0] for curve in curves]
+    ax.plot(x, [curve.mean[0] for curve in curves], color=GREY, linewidth=0.9, zorder=1)
+    for curve in curves:
+        bar = [curve.mean - curve.low, curve.high - curve.mean]
+        look = structure_style(curve.structure) | dict(linestyle="", label=curve.label)
+        ax.errorbar(curve.x, curve.mean, yerr=bar, **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
+    ax.set(yscale="log", xlabel="number of levels", ylabel="validation loss (nats per token)")
+    ax.set_xticks(x, [f"{n:.0f}" for n in x])
+    log_ticks(ax.yaxis)
+    return curves
+
+
+@command
+def main(argv=None):
+    args = arguments(__doc__, "train.py", unfinished=True, at_step=True).parse_args(argv)
+    runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
+    with picture(args.out) as (ax,):
+        curves = draw(ax, runs)
+        ax.set_title(f"D = {curves[0].d_model}{step_words(args.at_step)}", fontsize=8)
+        legend(ax, [replace(curve, variant="") for curve in curves])
+    print(final_table(curves, LOSS, "levels"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Language model: a table of what each structure reached, in Markdown, from records.
+
+python plots/lm_table.py results/language_modeling                 at its best learning rate
+python plots/lm_table.py results/language_modeling --all-rates     at every rate
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from plots.icl_table import markdown, seconds
+from plots.records import FEWEST_PACES, LM_RATE, by_kind, group, read_runs, run_arguments, tuned
+from training.errors import command
+
+LOSS = "val/loss"
+COLUMNS = {"d_model", "block_size", "max_iters", "mlr_rank_list"}  # settings that have one, and are not named besides
+MLR = "multi_level_low_rank"
+
+
+def rows(curves):
+    """A row for every curve; the pace is left empty where a run has too few progress lines for one."""
+    names = ["attention", "ranks", "D", "T", "steps", "lr (tried)", "seeds", "validation loss", "tokens/s"]
+    found = [[*names, "FLOPs without embeddings"]]
+    for curve in curves:
+        settings, last = curve.settings, [max(run.series(LOSS, "non_emb_compute").items()) for run in curve.runs]
+        flops, losses = zip(*(pair for _, pair in last), strict=True)
+        found.append((
+            curve.label, ranks(curve), curve.d_model, settings["block_size"], f"{min(step for step, _ in last):,}",
+            rate_words(curve), " ".join(map(str, curve.seeds)), each(losses), pace_words(curve),
+            f"{statistics.fmean(flops):.3g}",
+        ))  # fmt: skip
+    return found
+
+
+def order(curve):
+    """By the columns: width, T, steps, ranks (few first), rate."""
+    settings, text = curve.settings, ranks(curve)
+    return *(settings[name] for name in ("d_model", "block_size", "max_iters")), len(text), text, settings[LM_RATE]
+
+
+def ranks(curve):
+    return curve.settings["mlr_rank_list"] if curve.structure == MLR else ""
+
+
+def rate_words(curve):
+    """The rate, behind it those it was chosen from if it was."""
+    rate = f"{curve.settings[LM_RATE]:g}"
+    return f"{rate} ({' '.join(f'{r:g}' for r in curve.tried)})" if curve.tried else rate
+
+
+def each(values):
+    """The mean, and in brackets all of several."""
+    mean = f"{statistics.fmean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ({' '.join(f'{value:.4f}' for value in values)})"
+
+
+def pace_words(curve):
+    """The mean over seeds of the median pace."""
+    if min(len(run.paces) for run in curve.runs) < FEWEST_PACES:
+        return ""
+    return f"{statistics.fmean(run.pace for run in curve.runs):,.0f}"
+
+
+@command
+def main(argv=None):
+    parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
+    parser.add_argument("--all-rates", action="store_true", help="every learning rate instead of the best")
+    args = parser.parse_args(argv)
+    runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
+    curves = group(runs, COLUMNS | {LM_RATE}) if args.all_rates else tuned(runs, LOSS, LM_RATE, COLUMNS)
+    print(markdown(*rows([curve for kind in by_kind(curves) for curve in sorted(kind, key=order)])))
+    total = sum(map(seconds, runs)) / 3600
+    until = "" if args.at_step is None else f" until step {args.at_step:,}"
+    print(f"\n{len(runs)} runs, {total:.1f} hours of training{until}.")
+    few = [c for c in curves if c.tried and len(c.tried) < 2]
+    if few:
+        names = (" ".join(filter(None, (c.label, ranks(c), f"at D {c.d_model}"))) for c in few)
+        print(f"One learning rate only, so none was chosen: {'; '.join(names)}.")
+
+
+if __name__ == "__main__":
+    main()
