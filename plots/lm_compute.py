@@ -6,7 +6,8 @@
 A curve for each structure and width at the best of its learning rates, --x given several times a panel for each.
 --fit: through the last point of every run of a structure, all widths and seeds, goes L = a C^-b, or L = a C^-b + c if
 that has the lower AICc; b with its 95% confidence interval (plots/power_law.py). What is above 1.2 times the largest
-last loss is cut off: the first steps say nothing about where the curves end.
+last loss is cut off: the first steps say nothing about where the curves end. A structure of fewer than 3 widths has
+no law.
 """
 
 import sys
@@ -105,20 +106,25 @@ def show_legend(axes, curves, laws):
 
 
 def fit_laws(curves, x):
-    """{structure: PowerLaw} through the last points of all runs of its curves, one for each of at least 3 widths."""
-    laws = {}
+    """{structure: PowerLaw} through the last points of all runs of its curves, one curve for each of at least 3 widths.
+
+    A structure of fewer widths has none; raises BadInput if that is every one of them.
+    """
+    laws, too_few = {}, []
     for structure in dict.fromkeys(c.structure for c in curves):
         name, mine = STRUCTURES[structure][0], [c for c in curves if c.structure == structure]
         width, count = Counter(c.d_model for c in mine).most_common(1)[0]
         if count > 1:
             raise BadInput(f"{name} has {count} curves of width {width}, a power law takes one; choose with --only")
         if len(mine) < FEWEST_WIDTHS:
-            widths = f"{len(mine)} (D = {', '.join(str(c.d_model) for c in mine)})"
-            raise BadInput(f"a power law needs {FEWEST_WIDTHS} widths, {name} has {widths}; make more with --d_model")
+            too_few.append(f"{name} has {len(mine)} (D = {', '.join(str(c.d_model) for c in mine)})")
+            continue
         spent, losses = last_points(mine, x)
         if np.ptp(spent) == 0:
             raise BadInput(f"the runs of {name} all end at the same x, a power law needs others; choose another --x")
         laws[structure] = power_law.fit(spent, losses)
+    if not laws:
+        raise BadInput(f"a power law needs {FEWEST_WIDTHS} widths, {', '.join(too_few)}; make more with --d_model")
     return laws
 
 

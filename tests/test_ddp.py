@@ -85,7 +85,7 @@ def assert_close_runs(got_dir, want_dir, rel=1e-5):
     weights, wanted = checkpoint(got_dir)["model"], checkpoint(want_dir)["model"]
     assert list(weights) == list(wanted)
     for name, tensor in wanted.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
     assert record(got_dir)["status"] == record(want_dir)["status"] == "finished"
 
 

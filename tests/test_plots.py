@@ -607,6 +607,18 @@ def test_a_fit_needs_three_widths_once_each_and_different_x(tmp_path, capsys):
     assert not list(tmp_path.glob("fig*"))
 
 
+def test_a_structure_of_two_widths_is_drawn_without_a_law(tmp_path, capsys):
+    for width in (256, 384, 512):
+        write_lm(tmp_path / f"s{width}", width)
+    for width in (256, 512):
+        write_lm(tmp_path / f"m{width}", width, scale=0.9, token_mixing_struct="multi_level_low_rank")
+    curves, laws = lm_compute.draw(axes(), read_runs([tmp_path], "train.py"), fit=True)
+    assert len(curves) == 5
+    assert list(laws) == ["low_rank"]
+    lm_compute.main([str(tmp_path), "--fit", "--out", str(tmp_path / "fit.png")])
+    assert [line[:12] for line in capsys.readouterr().out.splitlines() if "L = " in line] == ["standard: L "]
+
+
 def test_tick_text():
     assert [tick_text(v) for v in (0, 0.05, 1, 1.25, 1000, 1e4, 2e17, 1e-4)] == [
         "", "0.05", "1", "1.25", "1000", "$10^{4}$", "$2\\times10^{17}$", "$10^{-4}$"
