@@ -30,7 +30,7 @@ class GridSettings:
     seeds: str = setting("", "several seeds, like 1|2|3, instead of the one")
     run: bool = setting(False, "run here what is left to do, instead of printing it")
     jobs: int = setting(1, "run: how many at a time at most")
-    gpus: int = setting(0, "run: spread the jobs over so many GPUs; 0: all on the device they choose themselves")
+    spread: int = setting(0, "run: over so many GPUs, one job on each in turn; 0: all on the one they choose")
     together: bool = setting(False, "run: in one process, runs of one shape as one batched model")
 
     def all_seeds(self):
@@ -42,11 +42,11 @@ def show(cfg, script, runs):
 
     With cfg.todo or cfg.run only of the runs that are still to be made.
     """
-    require_at_least(cfg, dict(jobs=1, gpus=0))
-    if cfg.together and cfg.gpus > 1:
-        raise BadInput(f"runs in one process share one GPU; give --gpus={cfg.gpus} without --together")
-    if cfg.gpus > cfg.jobs:
-        raise BadInput(f"{cfg.jobs} jobs leave GPUs idle; give at least --jobs={cfg.gpus} for --gpus={cfg.gpus}")
+    require_at_least(cfg, dict(jobs=1, spread=0))
+    if cfg.together and cfg.spread:
+        raise BadInput(f"runs in one process share one GPU; give --spread={cfg.spread} without --together")
+    if cfg.spread > cfg.jobs:
+        raise BadInput(f"--jobs={cfg.jobs} leaves GPUs idle; give at least --jobs={cfg.spread} for --spread={cfg.spread}")
     commands = []
     for name, flags in runs:
         if re.search(cfg.only, name):
@@ -58,7 +58,7 @@ def show(cfg, script, runs):
         if cfg.together:
             run_together(commands, cfg.jobs)
         else:
-            run_here(commands, cfg.jobs, visible(cfg.gpus))
+            run_here(commands, cfg.jobs, visible(cfg.spread))
     else:
         print("".join(f"{command}\n" for command in commands), end="")
 
@@ -68,7 +68,7 @@ def visible(gpus):
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(n) for n in range(gpus)] if names is None else [name for name in names.split(",") if name]
     if len(names) < gpus:
-        raise BadInput(f"gpus is {gpus}, CUDA_VISIBLE_DEVICES has {len(names)} ({','.join(names)})")
+        raise BadInput(f"spread is {gpus}, CUDA_VISIBLE_DEVICES has {len(names)} ({','.join(names)})")
     return names[:gpus]
 
 

@@ -171,7 +171,7 @@ def test_jobs_are_spread_over_gpus(tmp_path, monkeypatch):
     grid.run_here(stand_ins(tmp_path, monkeypatch, "b waits for c"), 2, grid.visible(2))
     on = {name: (tmp_path / name / "output.txt").read_text().split()[-1] for name in "abc"}
     assert on == dict(a="3", b="5", c="3")
-    with pytest.raises(BadInput, match=r"gpus is 4, CUDA_VISIBLE_DEVICES has 3 \(3,5,7\)"):
+    with pytest.raises(BadInput, match=r"spread is 4, CUDA_VISIBLE_DEVICES has 3 \(3,5,7\)"):
         grid.visible(4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert grid.visible(2) == ["0", "1"]
@@ -181,8 +181,8 @@ def test_jobs_are_spread_over_gpus(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "why"),
     [
-        (["--gpus=2"], "1 jobs leave GPUs idle; give at least --jobs=2 for --gpus=2"),
-        (["--gpus=2", "--jobs=2", "--together=True"], "runs in one process share one GPU"),
+        (["--spread=2"], "--jobs=1 leaves GPUs idle; give at least --jobs=2 for --spread=2"),
+        (["--spread=2", "--jobs=2", "--together=True"], "runs in one process share one GPU"),
     ],
 )
 def test_gpus_that_cannot_be_used(argv, why, capsys):

@@ -1,7 +1,7 @@
 """The language models of the paper's comparison, and two of ours beside them: printed, or run.
 
     python scripts/language_modeling/sweep.py > runs.txt; bash runs.txt              # one after the other
-    python scripts/language_modeling/sweep.py --run=True --jobs=2 --gpus=2           # here, one on each of two GPUs
+    python scripts/language_modeling/sweep.py --run=True --jobs=2 --spread=2         # here, one on each of two GPUs
     scripts/language_modeling/submit_language_modeling_greene.sh                     # as one SLURM array
 
 `--grids="scaling|levels|context"`: every structure at four widths (the paper's figure), MLR attention with fewer
