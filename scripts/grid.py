@@ -46,7 +46,7 @@ def show(cfg, script, runs):
     if cfg.together and cfg.spread:
         raise BadInput(f"runs in one process share one GPU; give --spread={cfg.spread} without --together")
     if cfg.spread > cfg.jobs:
-        raise BadInput(f"--jobs={cfg.jobs} leaves GPUs idle; give at least --jobs={cfg.spread} for --spread={cfg.spread}")
+        raise BadInput(f"--jobs={cfg.jobs} leaves GPUs idle; --spread={cfg.spread} needs --jobs={cfg.spread} or more")
     commands = []
     for name, flags in runs:
         if re.search(cfg.only, name):

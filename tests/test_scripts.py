@@ -82,6 +82,32 @@ def test_grids_of_language_models(capsys, monkeypatch):
     assert {sum(of_a_run) for of_a_run in ranks} == {64}
 
 
+def test_the_best_rate_at_the_smallest_width_goes_to_the_others(tmp_path, capsys, monkeypatch):
+    """Of finished runs at the smallest width of the main grid; a better loss at another width or T has no say."""
+    monkeypatch.chdir(ROOT)
+    common = [f"--out_dir={tmp_path}", "--seeds=1"]
+
+    def made(only, loss, status="finished", *argv):
+        for line in sweep("language_modeling", capsys, *common, f"--only={only}", *argv):
+            cfg = settings(line)[0]
+            folder = Path(cfg.out_dir)
+            folder.mkdir()
+            record = dict(command="train.py", argv=["train.py"], settings=dataclasses.asdict(cfg), status=status)
+            (folder / "run.json").write_text(json.dumps(record))
+            (folder / "metrics.jsonl").write_text(json.dumps({"step": cfg.max_iters, "val/loss": loss}) + "\n")
+
+    made("^mlr_d256", 1.10, "finished", "--rates=3e-3")
+    made("^mlr_d256", 1.09, "finished", "--rates=1e-2")
+    made("^mlr_d256", 1.00, "running", "--rates=2e-2")
+    made("^mlr_d384", 1.05, "finished", "--rates=3e-3")
+    made("^mlr_T4096", 1.01, "finished", "--rates=3e-3", "--grids=context")
+    argv = [*common, "--rates=best", "--grids=scaling|levels|context", "--only=^mlr_(d512|2levels|T4096)"]
+    assert [settings(line)[0].init_lr for line in sweep("language_modeling", capsys, *argv)] == [1e-2] * 3
+    runpy.run_path(str(ROOT / "scripts/language_modeling/sweep.py"))["main"](argv)
+    left_out = "standard, sliding_window, gswa, sequential_gswa, which are left out"
+    assert capsys.readouterr().err == f"{tmp_path} has no finished run of the smallest width of {left_out}\n"
+
+
 def test_no_such_grid(capsys):
     with pytest.raises(SystemExit) as end:
         sweep("language_modeling", capsys, "--grids=scaling|level")
@@ -181,7 +207,7 @@ def test_jobs_are_spread_over_gpus(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "why"),
     [
-        (["--spread=2"], "--jobs=1 leaves GPUs idle; give at least --jobs=2 for --spread=2"),
+        (["--spread=2"], "--jobs=1 leaves GPUs idle; --spread=2 needs --jobs=2 or more"),
         (["--spread=2", "--jobs=2", "--together=True"], "runs in one process share one GPU"),
     ],
 )

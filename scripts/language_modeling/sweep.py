@@ -5,18 +5,21 @@
     scripts/language_modeling/submit_language_modeling_greene.sh                     # as one SLURM array
 
 `--grids="scaling|levels|context"`: every structure at four widths (the paper's figure), MLR attention with fewer
-levels, and a longer context. Learning rates are the paper's best, or `--rates="3e-3|1e-2"` at every point. Part of a
-grid: `--only=d256`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. A command given again goes on where its run stopped,
-and does nothing if that is finished; `--todo=True` leaves finished runs out.
+levels, and a longer context. Learning rates are the paper's best; or `--rates="3e-3|1e-2"` at every point; or
+`--rates=best`, for each structure that of its best finished run at the smallest width in out_dir: in µP a good rate is
+good at every width. Part of a grid: `--only=d256`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. A command given again
+goes on where its run stopped, and does nothing if that is finished; `--todo=True` leaves finished runs out.
 """
 
 import itertools
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from plots.records import LM_RATE, find_runs, tuned
 from scripts.grid import GridSettings, show
 from training.configurator import configure, parse_list, setting
 from training.errors import BadInput, command
@@ -63,7 +66,7 @@ class Settings(GridSettings):
 
     out_dir: str = setting("out/language_modeling", "folder of the runs' folders")
     grids: str = setting("scaling", "which, with | between them: scaling, levels, context")
-    rates: str = setting("", "learning rates of every point, like 3e-3|1e-2; empty: the paper's best for each")
+    rates: str = setting("", "learning rates of every point, like 3e-3|1e-2, or best; empty: the paper's best for each")
 
     def points(self):
         """The points of the grids asked for."""
@@ -73,14 +76,35 @@ class Settings(GridSettings):
             yield from GRIDS[name]()
 
 
+def rates_of_points(cfg):
+    """{structure: {d_model: its learning rates}}; without those that have none yet."""
+    if cfg.rates != "best":
+        given = parse_list(cfg.rates, "rates", float) if cfg.rates else None
+        return {s: {width: given or [lr] for width, lr in rates.items()} for s, rates in RATES.items()}
+    best = {structure: best_rate(cfg.out_dir, structure) for structure in RATES}
+    lacking = [structure for structure, lr in best.items() if lr is None]
+    if lacking:
+        words = f"{cfg.out_dir} has no finished run of the smallest width of {', '.join(lacking)}"
+        print(f"{words}, which are left out", file=sys.stderr)
+    return {s: {width: [lr] for width in RATES[s]} for s, lr in best.items() if lr is not None}
+
+
+def best_rate(out_dir, structure):
+    """The rate of the lowest loss at the smallest width among the longest of the main grid's runs in out_dir, or None."""
+    name = re.compile(rf"{structure}_d{min(RATES[structure])}_lr[^_]*_seed\d+")
+    runs = find_runs([out_dir]) if Path(out_dir).is_dir() else []
+    done = [run for run in runs if name.fullmatch(run.folder.name) and run.status == "finished"]
+    return max(tuned(done, "val/loss", LM_RATE), key=lambda curve: curve.settings["max_iters"]).rate if done else None
+
+
 @command
 def main(argv=None):
     cfg, runs = configure(Settings, argv), []
-    rates = parse_list(cfg.rates, "rates", float) if cfg.rates else ()
-    for seed, (name, flags, structure, d_model) in itertools.product(cfg.all_seeds(), list(cfg.points())):
-        for lr in rates or [RATES[structure][d_model]]:
+    points, rates = list(cfg.points()), rates_of_points(cfg)
+    for seed, (point, flags, structure, d_model) in itertools.product(cfg.all_seeds(), points):
+        for lr in rates.get(structure, {}).get(d_model, ()):
             tuning = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={seed}"]
-            runs.append((f"{name}_lr{lr:g}_seed{seed}", [f"{CONFIG}/train_struct_gpt2.py", *flags, *tuning]))
+            runs.append((f"{point}_lr{lr:g}_seed{seed}", [f"{CONFIG}/train_struct_gpt2.py", *flags, *tuning]))
     show(cfg, "train.py", runs)
 
 
