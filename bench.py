@@ -59,6 +59,8 @@ def main(argv=None):
     for row in make_rows(cfg, device):
         rows.append(row)
         print(line(row, columns), flush=True)
+        for kernel, ms, launches in row.get("kernels", ()):
+            print(f"{ms:10.3f} ms {launches:6.0f} x {kernel[:90]}", flush=True)
         if cfg.out:  # after every row: a command cut short leaves what it measured
             Path(cfg.out).write_text(json.dumps(dict(**header, settings=settings, rows=rows), indent=1) + "\n")
     if any(row.get("note", "").startswith(("WRONG", "FAILED")) for row in rows):

@@ -6,6 +6,7 @@ import secrets
 import statistics
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -150,6 +151,20 @@ def peak_MiB(run, device, extra=False):
     before = torch.cuda.memory_allocated(device) if extra else 0
     run()
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def kernel_times(step, device, calls=3):
+    """[(kernel, milliseconds, launches)] of a call, the longest first; on the CPU of PyTorch's operators."""
+    on_gpu, kinds = device.type == "cuda", torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CUDA if on_gpu else kinds.CPU]) as profile:
+        for _ in range(calls):
+            step()
+        synchronise(device)
+    times, launches = Counter(), Counter()
+    for event in profile.key_averages():
+        times[event.key] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / calls / 1e3
+        launches[event.key] += event.count / calls
+    return [(name, ms, launches[name]) for name, ms in times.most_common() if ms]
 
 
 def matmul_tflops(device):

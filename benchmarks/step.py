@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import train
-from benchmarks.measure import ModelBenchSettings, attempt, clear, matmul_tflops, time_step
+from benchmarks.measure import ModelBenchSettings, attempt, clear, kernel_times, matmul_tflops, time_step
 from data.corpus import CHARACTERS, CorpusWriter
 from training.capture import StaticStep, wanted
 from training.configurator import parse_list, setting
@@ -40,7 +40,8 @@ class StepSettings(ModelBenchSettings):
     executed, as train.py counts them; mfu is their share of what the card's maker promises, of_matmul of what the card
     reaches in a product of two large bfloat16 matrices. peak_MiB is the most memory allocated during a step once all
     kernels are compiled and chosen. --peer=FOLDER, a checkout of nanoGPT, adds a row "peer": its model of the same
-    size in a loop like that of its own train.py, compiled where --compile=True.
+    size in a loop like that of its own train.py, compiled where --compile=True. --kernels=N prints the N kernels that
+    take most of each row's step, with their milliseconds and launches.
     """
 
     widths: str = setting("128", "d_model of every model, with | between them")
@@ -50,6 +51,8 @@ class StepSettings(ModelBenchSettings):
     compile: bool = setting(False, "torch.compile the models")
     cuda_graph: str = setting("auto", "let train.py replay steps as a CUDA graph: auto, True, False")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
+    compile_mode: str = setting("default", "as train.py's")
+    kernels: int = setting(0, "the kernels that take longest to show of every row")
     peer: str = setting("", "folder with nanoGPT's model.py, to time beside ours")
     repeats: int = setting(3, "timings that the median is taken of")
     steps: int = setting(8, "steps in a timing")
@@ -66,7 +69,7 @@ class StepSettings(ModelBenchSettings):
         return train.Settings(
             **shape, batch_size=batch[0], gradient_accumulation_steps=batch[1], data_dir=folder, dataset="corpus",
             out_dir=f"{folder}/run", seed=self.seed, device=self.device, dtype=self.dtype, compile=self.compile,
-            cuda_graph=self.cuda_graph, tf32=self.tf32,
+            compile_mode=self.compile_mode, cuda_graph=self.cuda_graph, tf32=self.tf32,
         )  # fmt: skip
 
 
@@ -123,6 +126,7 @@ def time_run(run, cfg, rate):
     experiment = train.LanguageModelling(run)
     device = experiment.device
     timed = time_step(experiment._train_step, device, cfg.steps, cfg.repeats)
+    kernels = longest(experiment._train_step, device, cfg.kernels)
     flops = 6 * experiment.per_token().macs * experiment.step_cost(0)["tokens"] * 1e3 / timed["ms"]
     alone = time_step(model_alone(experiment), device, cfg.steps, cfg.repeats)
     peak = peak_flops(device, run.dtype, run.tf32)
@@ -132,7 +136,13 @@ def time_run(run, cfg, rate):
         mfu=peak and flops / peak,
         of_matmul=rate and flops / 1e12 / rate,
         outside_ms=timed["ms"] - alone["ms"],
+        **kernels,
     )
+
+
+def longest(step, device, number):
+    """What a row says of the kernels of its step, if `number` of them are asked for."""
+    return dict(kernels=kernel_times(step, device)[:number]) if number else {}
 
 
 def model_alone(experiment):
@@ -171,7 +181,8 @@ def load_peer(folder):
 
 def time_peer(module, cfg, device, width, batch, path):
     clear()
-    return time_step(peer_step(module, cfg, device, width, batch, path), device, cfg.steps, cfg.repeats)
+    step = peer_step(module, cfg, device, width, batch, path)
+    return time_step(step, device, cfg.steps, cfg.repeats) | longest(step, device, cfg.kernels)
 
 
 def peer_step(module, cfg, device, width, batch, path):

@@ -32,7 +32,7 @@ STRUCTURES = {  # token_mixing_struct: (name, colour, marker); after Okabe and I
 }
 IGNORED = {  # settings in which the runs of one curve may differ; runs of different lengths are different curves
     "seed", "out_dir", "init_from", "overwrite", "device", "backend", "compile", "attention_backend", "log_interval",
-    "data_dir", "cuda_graph", "keep", "fsdp",
+    "data_dir", "cuda_graph", "compile_mode", "keep", "fsdp",
     "wandb_log", "wandb_entity", "wandb_project", "wandb_run_name",
     "eval_interval", "eval_iters", "eval_only", "eval_prompts", "eval_batch_size", "always_save_checkpoint",
 }  # fmt: skip

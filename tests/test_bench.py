@@ -305,6 +305,31 @@ def test_step_beside_a_peer(tmp_path, capsys):
             assert row["times_peer"] == pytest.approx(row["tokens_per_s"] / theirs["tokens_per_s"])
 
 
+def test_the_kernels_of_a_step(tmp_path, capsys):
+    """Six products, one of which takes longest; then those of a row each, printed below it."""
+
+    def work():
+        a = torch.ones(8, 8)
+        for _ in range(5):
+            a = a @ a
+        b = torch.ones(512, 512)
+        b @ b
+
+    found = measure.kernel_times(work, torch.device("cpu"), calls=2)
+    assert [ms for _, ms, _ in found] == sorted((ms for _, ms, _ in found), reverse=True)
+    assert {name: launches for name, _, launches in found}["aten::mm"] == 6
+    assert found[0][0] == "aten::mm"
+    (tmp_path / "model.py").write_text(PEER)
+    out = tmp_path / "rows.json"
+    bench.main([*STEP, "--structures=low_rank", "--batches=1x2", f"--peer={tmp_path}", "--kernels=2", f"--out={out}"])
+    rows = json.loads(out.read_text())["rows"]
+    assert [len(row["kernels"]) for row in rows] == [2, 2]
+    printed = capsys.readouterr().out.splitlines()[-6:]
+    for row, lines in zip(rows, (printed[1:3], printed[4:6]), strict=True):
+        for (name, ms, launches), text in zip(row["kernels"], lines, strict=True):
+            assert text.split(maxsplit=4) == [f"{ms:.3f}", "ms", f"{launches:.0f}", "x", name[:90]]
+
+
 def test_a_peer_that_fails_costs_no_other_row(tmp_path, capsys):
     (tmp_path / "model.py").write_text(PEER.replace("(2, 2, 16)", "(2, 2, 17)"))
     argv = [*STEP, "--structures=low_rank", "--batches=1x1", f"--peer={tmp_path}"]

@@ -199,10 +199,19 @@ def test_a_compiled_model_is_compiled_once(tmp_path, monkeypatch):
         return graph.forward
 
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda model, mode: compiled(model, backend=backend))
     fit(train_ICL.InContextRegression, out_dir=tmp_path, compile=True)
     assert len(losses(tmp_path)) == 20
     assert len(shapes) == 2
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_the_mode_of_the_compiler(mode, tmp_path, monkeypatch):
+    """It gets PyTorch's name; the graphs are ours, in either."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: asked.append(mode) or model)
+    fit(train_ICL.InContextRegression, out_dir=tmp_path, compile=True, compile_mode=mode)
+    assert asked == [{"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}[mode]]
 
 
 # --- what a checkpoint holds of the optimizer ---

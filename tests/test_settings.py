@@ -139,6 +139,7 @@ SEQUENTIAL = "--token_mixing_struct=low_rank_with_sequential_gswa"
 
 BOTH = [  # arguments, words of the message
     (["--keep=1.5"], ["keep is 1.5", "from 0 to 1"]),
+    (["--compile_mode=fast"], ["compile_mode is 'fast'", "default, max-autotune"]),
     (
         ["--token_mixing_struct=low_rank_with_sliding_window", "--attention_backend=flex", "--sliding_block_size=4"],
         ["'flex' needs a CUDA device, not cpu"],

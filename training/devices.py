@@ -9,6 +9,9 @@ import torch._functorch.config
 
 from training.errors import BadInput
 
+COMPILE_MODES = {  # setting: torch.compile's mode; graphs are recorded of whole steps (training/capture.py)
+    "default": "default", "max-autotune": "max-autotune-no-cudagraphs",
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEAK_TFLOPS = {  # dense tensor-core rates of the vendors' datasheets: (bfloat16/float16, TF32)
     "H200": (989, 495), "H100 PCIe": (756, 378), "H100": (989, 495), "A100": (312, 156), "L40S": (362, 183),
@@ -53,10 +56,13 @@ def seed_dropout(device, *numbers):
         torch.default_generator.manual_seed(seed)
 
 
-def compiled(model, keep=1.0):
-    """torch.compile of a model, keeping a share of what its backward pass needs; the rest is computed again there."""
+def compiled(model, keep=1.0, mode="default"):
+    """torch.compile of a model, keeping a share of what its backward pass needs; the rest is computed again there.
+
+    mode: one of COMPILE_MODES; with "max-autotune" kernels are chosen by timing them, which takes minutes.
+    """
     torch._functorch.config.activation_memory_budget = keep
-    return torch.compile(model)
+    return torch.compile(model, mode=COMPILE_MODES[mode])
 
 
 def allow_tf32(on):

@@ -63,7 +63,8 @@ class Experiment:
         torch.manual_seed(cfg.seed)
         self.model = build_model().to(self.device)
         initialise(self.model)
-        compiled = functools.partial(devices.compiled, keep=cfg.keep) if cfg.compile else lambda part: part
+        options = dict(keep=cfg.keep, mode=cfg.compile_mode)
+        compiled = functools.partial(devices.compiled, **options) if cfg.compile else lambda part: part
         if cfg.fsdp:
             self.network = self.world.shard(self.model, self.device, compiled)
         else:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from model import ModelConfig
 from structured import ScoringConfig
 from training.configurator import parse_list, require_at_least, setting
+from training.devices import COMPILE_MODES
 from training.errors import BadInput
 
 
@@ -115,6 +116,7 @@ class RunSettings:
     dtype: str = setting("float32", "precision of the forward pass: float32, bfloat16 or float16")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     compile: bool = setting(False, "torch.compile the model", free=True)
+    compile_mode: str = setting("default", "compile: default, or max-autotune: minutes of timing kernels", free=True)
     keep: float = setting(1.0, "compile: share of the activations that are kept, not computed again", free=True)
     weight_decay: float = setting(0.0, "AdamW's weight decay, on matrices")
     beta1: float = setting(0.9, "AdamW's first decay rate")
@@ -136,6 +138,8 @@ class RunSettings:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be above 0")
         if not 0 <= self.keep <= 1:
             raise BadInput(f"keep is {self.keep}, a share is from 0 to 1")
+        if self.compile_mode not in COMPILE_MODES:
+            raise BadInput(f"compile_mode is '{self.compile_mode}', there are {', '.join(COMPILE_MODES)}")
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be below 1")

@@ -90,7 +90,7 @@ def rates_of_points(cfg):
 
 
 def best_rate(out_dir, structure):
-    """The rate of the lowest loss at the smallest width among the longest of the main grid's runs in out_dir, or None."""
+    """The rate of the lowest loss at the smallest width, among the main grid's longest runs in out_dir, or None."""
     name = re.compile(rf"{structure}_d{min(RATES[structure])}_lr[^_]*_seed\d+")
     runs = find_runs([out_dir]) if Path(out_dir).is_dir() else []
     done = [run for run in runs if name.fullmatch(run.folder.name) and run.status == "finished"]
