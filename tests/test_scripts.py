@@ -380,3 +380,41 @@ def test_array_does_not_requeue_what_was_not_asked_to_stop(status, tmp_path, mon
     task.communicate(timeout=30)
     assert task.returncode == status
     assert not cluster.exists()
+
+
+def test_every_run_of_the_scaling_figure(tmp_path, capsys, monkeypatch):
+    """What gpu.sh asks of the sweep: all its flags are valid, the best rates come after the runs that choose them."""
+    monkeypatch.chdir(ROOT)
+    stand_in = tmp_path / "python"
+    log = tmp_path / "asked"
+    stand_in.write_text(f'#!/bin/sh\nfor a in "$@"; do printf "%s\\037" "$a"; done >> {log}\necho >> {log}\n')
+    stand_in.chmod(0o755)
+    variables = dict(PYTHON=str(stand_in), WORK=f"{tmp_path}/work", DATA=f"{tmp_path}/data", GPUS="2", STEPS="400")
+    variables |= dict(TRAIN="a.txt b.txt", VAL="c.txt", EXTRA="--seed=7")
+    script = ["bash", "scripts/language_modeling/gpu.sh", f"{tmp_path}/results"]
+    subprocess.run(script, env=os.environ | variables, check=True, capture_output=True)
+    asked = [line.split("\037")[:-1] for line in log.read_text().split("\n")[:-1]]
+    prepare, *sweeps, collect, table = asked
+    out = ["--out", f"{tmp_path}/data/openwebtext_small"]
+    assert prepare == ["data/openwebtext_small/prepare.py", "--input", "a.txt", "b.txt", "--val", "c.txt", *out]
+    assert collect == ["scripts/collect.py", f"{tmp_path}/work", f"{tmp_path}/results/language_modeling"]
+    assert table[0] == "plots/lm_table.py"
+    assert [argv[0] for argv in sweeps] == ["scripts/language_modeling/sweep.py"] * 8
+    rates = [next(arg for arg in argv if arg.startswith("--rates=")) for argv in sweeps]
+    assert rates == ["--rates=1e-3"] * 2 + ["--rates=3e-3|1e-2"] + ["--rates=best"] * 5
+    runs = []
+    for _, *argv in sweeps:
+        assert "--run=True" in argv
+        assert "--spread=2" in argv
+        printed = [arg for arg in argv if arg != "--run=True"]
+        lines = sweep("language_modeling", capsys, *printed, "--spread=0", "--rates=1e-3")
+        runs += [settings(line)[0] for line in lines]
+    compiled = [cfg for cfg in runs if cfg.max_iters == 2]
+    trained = [cfg for cfg in runs if cfg.max_iters == 400]
+    assert len(compiled) == 3 * 5 + 2 + 2
+    assert len(trained) == 5 + 2 * 5 + 2 + 2 + 5
+    shapes = [{Path(cfg.out_dir).name.partition("_lr")[0] for cfg in part} for part in (compiled, trained)]
+    assert shapes[0] == shapes[1]
+    assert {cfg.block_size * cfg.batch_size * cfg.gradient_accumulation_steps for cfg in runs} == {32 * 1024}
+    assert {cfg.seed for cfg in runs} == {7}
+    assert {(cfg.warmup_iters, cfg.eval_interval, cfg.log_interval) for cfg in trained} == {(20, 20, 10)}
