@@ -81,7 +81,9 @@ def draw(ax, runs):
         look = structure_style(curve.structure) | dict(linestyle="", label=curve.label)
         ax.errorbar(curve.x, curve.mean, yerr=bar, **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
     ax.set(yscale="log", xlabel="number of levels", ylabel="validation loss (nats per token)")
+    ax.set_xscale("log", base=2)
     ax.set_xticks(x, [f"{n:.0f}" for n in x])
+    ax.minorticks_off()
     log_ticks(ax.yaxis)
     return curves
 
