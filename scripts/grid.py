@@ -64,11 +64,17 @@ def show(cfg, script, runs):
 
 
 def visible(gpus):
-    """The names of the first `gpus` GPUs of those this process may use; none for 0."""
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(n) for n in range(gpus)] if names is None else [name for name in names.split(",") if name]
+    """The names of the first `gpus` GPUs of those that this process may use; raises BadInput if there are fewer."""
+    if not gpus:
+        return []
+    names, where = os.environ.get("CUDA_VISIBLE_DEVICES"), "CUDA_VISIBLE_DEVICES has"
+    if names is None:
+        import torch  # takes a second, which printing commands need not wait for
+
+        names, where = ",".join(map(str, range(torch.cuda.device_count()))), "this machine has"
+    names = [name for name in names.split(",") if name]
     if len(names) < gpus:
-        raise BadInput(f"spread is {gpus}, CUDA_VISIBLE_DEVICES has {len(names)} ({','.join(names)})")
+        raise BadInput(f"spread is {gpus}, {where} {len(names)} GPUs ({','.join(names)})")
     return names[:gpus]
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 import train_ICL
@@ -197,11 +198,14 @@ def test_jobs_are_spread_over_gpus(tmp_path, monkeypatch):
     grid.run_here(stand_ins(tmp_path, monkeypatch, "b waits for c"), 2, grid.visible(2))
     on = {name: (tmp_path / name / "output.txt").read_text().split()[-1] for name in "abc"}
     assert on == dict(a="3", b="5", c="3")
-    with pytest.raises(BadInput, match=r"spread is 4, CUDA_VISIBLE_DEVICES has 3 \(3,5,7\)"):
+    with pytest.raises(BadInput, match=r"spread is 4, CUDA_VISIBLE_DEVICES has 3 GPUs \(3,5,7\)"):
         grid.visible(4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert grid.visible(2) == ["0", "1"]
     assert grid.visible(0) == []
+    with pytest.raises(BadInput, match=r"spread is 3, this machine has 2 GPUs \(0,1\)"):
+        grid.visible(3)
 
 
 @pytest.mark.parametrize(
