@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from training.configurator import configure, differences, parse_list, require_at_least, setting
 from training.errors import BadInput
 
@@ -69,8 +71,6 @@ def visible(gpus):
         return []
     names, where = os.environ.get("CUDA_VISIBLE_DEVICES"), "CUDA_VISIBLE_DEVICES has"
     if names is None:
-        import torch  # takes a second, which printing commands need not wait for
-
         names, where = ",".join(map(str, range(torch.cuda.device_count()))), "this machine has"
     names = [name for name in names.split(",") if name]
     if len(names) < gpus:
