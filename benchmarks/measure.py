@@ -6,7 +6,6 @@ import secrets
 import statistics
 import time
 import warnings
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -160,11 +159,9 @@ def kernel_times(step, device, calls=3):
         for _ in range(calls):
             step()
         synchronise(device)
-    times, launches = Counter(), Counter()
-    for event in profile.key_averages():
-        times[event.key] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / calls / 1e3
-        launches[event.key] += event.count / calls
-    return [(name, ms, launches[name]) for name, ms in times.most_common() if ms]
+    spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
+    found = [(e.key, getattr(e, spent) / calls / 1e3, e.count / calls) for e in profile.key_averages()]
+    return sorted((kernel for kernel in found if kernel[1]), key=lambda kernel: -kernel[1])
 
 
 def matmul_tflops(device):

@@ -19,7 +19,7 @@ import train
 from benchmarks.measure import ModelBenchSettings, attempt, clear, kernel_times, matmul_tflops, time_step
 from data.corpus import CHARACTERS, CorpusWriter
 from training.capture import StaticStep, wanted
-from training.configurator import parse_list, setting
+from training.configurator import parse_list, require_at_least, setting
 from training.devices import allow_tf32, autocast, peak_flops
 from training.errors import BadInput
 from training.settings import StructureSettings
@@ -86,8 +86,10 @@ def rows(cfg, device):
     """For every width and batch one row a scoring function, after the peer's."""
     shapes = list(product(parse_list(cfg.widths, "widths"), parse_batches(cfg.batches)))
     wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # refused before anything is timed, as all settings are
-    for width, _ in shapes:
+    require_at_least(cfg, dict(kernels=0))
+    for width, batch in shapes:
         cfg.model_configs(d_model=width)
+        cfg.run_settings(batch, "")
     peer = load_peer(cfg.peer) if cfg.peer else None
     rate = matmul_tflops(device)
     with tempfile.TemporaryDirectory() as folder:  # a run that is not started writes nothing there

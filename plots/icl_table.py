@@ -10,7 +10,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.icl_examples import baselines
-from plots.records import ICL_RATE, ICL_SIZES, by_kind, by_setting, read_runs, run_arguments, tuned
+from plots.records import (
+    ICL_RATE,
+    ICL_SIZES,
+    below_table,
+    by_kind,
+    by_setting,
+    markdown,
+    read_runs,
+    run_arguments,
+    tuned,
+)
 from training.errors import command
 
 ERROR = "error at the last position"
@@ -22,7 +32,7 @@ def results(runs):
     for n_dims, mine in by_setting(tuned(runs, unnamed=ICL_SIZES), "n_dims").items():
         for curve in (curve for kind in by_kind(mine) for curve in kind):
             tried, zero = " ".join(f"{rate:g}" for rate in curve.tried), baselines(curve.runs)["zero"][-1]
-            errors, minutes = zip(*((run.final("eval/last"), seconds(run) / 60) for run in curve.runs), strict=True)
+            errors, minutes = zip(*((run.final("eval/last"), run.seconds / 60) for run in curve.runs), strict=True)
             rows.append((
                 curve.label, n_dims, curve.d_model, f"{curve.rate:g} ({tried})", spread(errors),
                 f"{zero:.3g}", f"{min(map(steps, curve.runs)):,}", " ".join(map(str, curve.seeds)), spread(minutes),
@@ -37,7 +47,7 @@ def ledger(runs):
         record, settings = run.record, run.settings
         rows.append((
             f"`{run.folder.name}`", (record.get("commit") or "")[:7], record.get("device", ""),
-            record.get("versions", {}).get("torch", ""), f"{steps(run):,}", f"{seconds(run):,.0f}",
+            record.get("versions", {}).get("torch", ""), f"{steps(run):,}", f"{run.seconds:,.0f}",
             f"{settings[ICL_RATE]:g}", settings["seed"], f"{run.final('eval/last'):.3g}",
         ))  # fmt: skip
     return rows
@@ -47,20 +57,14 @@ def steps(run):
     return max(run.series("eval/last"))
 
 
-def seconds(run):
-    """Training time without evaluations, of runs that took their steps at once each one's share."""
-    return run.final("seconds") / run.record.get("together", 1)
-
-
 def spread(values):
     """The mean, and in brackets the lowest and the highest of several."""
     mean = f"{sum(values) / len(values):.3g}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"
 
 
-def markdown(header, *rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+def in_words(curve):
+    return f"{curve.label} at n_dims {curve.settings['n_dims']}, D {curve.d_model}"
 
 
 @command
@@ -70,13 +74,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished, args.at_step)
     print(markdown(*(ledger(runs) if args.ledger else results(runs))))
-    total = sum(map(seconds, runs)) / 3600
-    until = "" if args.at_step is None else f" until step {args.at_step:,}"
-    print(f"\n{len(runs)} runs, {total:.1f} hours of training{until}.")
-    few = [c for c in tuned(runs, unnamed=ICL_SIZES) if len(c.tried) < 2]
-    if few:
-        names = (f"{c.label} at n_dims {c.settings['n_dims']}, D {c.d_model}" for c in few)
-        print(f"One learning rate only, so none was chosen: {'; '.join(names)}.")
+    curves = tuned(runs, unnamed=ICL_SIZES)
+    print("\n" + below_table(runs, curves, in_words, args.at_step))
 
 
 if __name__ == "__main__":

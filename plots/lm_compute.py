@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots import power_law
 from plots.records import (
+    LM_LOSS,
     LM_RATE,
     STRUCTURES,
     X_AXES,
@@ -35,7 +36,6 @@ from plots.records import (
 from plots.style import draw_curves, legend, line_styles, log_ticks, picture, shared_legend
 from training.errors import BadInput, command
 
-LOSS = "val/loss"
 FEWEST_WIDTHS = 3  # of a power law
 HEADROOM = 1.2  # the highest loss shown, in units of the largest last one
 MARGIN = 0.04  # of the length of an axis, beside and below what is drawn
@@ -49,7 +49,7 @@ def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
     and not in the legend. Raises BadInput if the datasets differ, or if there is nothing to fit.
     """
     check_same(runs, ["dataset"])
-    curves = trace(tuned(runs, LOSS, LM_RATE), LOSS, x)
+    curves = trace(tuned(runs, LM_LOSS, LM_RATE), LM_LOSS, x)
     laws = fit_laws(curves, x) if fit else {}
     ax.set(xscale="log", yscale="log", xlabel=X_AXES[x], ylabel="validation loss (nats per token)")
     solid = dict.fromkeys(line_styles(curves), "-")
@@ -130,7 +130,7 @@ def fit_laws(curves, x):
 
 def last_points(curves, x):
     """(x, loss) at the last evaluation of every run, two arrays."""
-    return np.array([max(run.series(LOSS, x).items())[1] for curve in curves for run in curve.runs], float).T
+    return np.array([max(run.series(LM_LOSS, x).items())[1] for curve in curves for run in curve.runs], float).T
 
 
 def law_words(law, symbol):
@@ -170,7 +170,7 @@ def main(argv=None):
         curves, _ = panels[x]
         show_legend(axes, curves, {x: laws for x, (_, laws) in panels.items()})
     for x, (curves, laws) in panels.items():
-        print("\n".join([final_table(curves, LOSS, x), *law_lines(curves, laws, x)]))
+        print("\n".join([final_table(curves, LM_LOSS, x), *law_lines(curves, laws, x)]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.records import (
     IGNORED,
+    LM_LOSS,
     LM_RATE,
     STRUCTURES,
     arguments,
@@ -28,7 +29,6 @@ from plots.records import (
 from plots.style import GREY, legend, log_ticks, picture, structure_style
 from training.errors import BadInput, command
 
-LOSS = "val/loss"
 STANDARD, MLR = "low_rank", "multi_level_low_rank"
 BATCH = {"batch_size", "gradient_accumulation_steps"}  # compared by their product
 RANKS = "mlr_rank_list"
@@ -66,10 +66,10 @@ def draw(ax, runs):
     Raises BadInput if two curves have as many levels, or if the runs differ in what is not in the picture.
     """
     check_alike(runs)
-    curves = sorted(tuned(runs, LOSS, LM_RATE), key=lambda curve: levels(curve.settings))
+    curves = sorted(tuned(runs, LM_LOSS, LM_RATE), key=lambda curve: levels(curve.settings))
     for curve in curves:
-        curve.steps = [min(max(run.series(LOSS)) for run in curve.runs)]
-        curve.set([levels(curve.settings)], [[run.final(LOSS)] for run in curve.runs])
+        curve.steps = [min(max(run.series(LM_LOSS)) for run in curve.runs)]
+        curve.set([levels(curve.settings)], [[run.final(LM_LOSS)] for run in curve.runs])
     for a, b in itertools.pairwise(curves):
         if a.x[0] == b.x[0]:
             folders = f"{a.runs[0].folder} and {b.runs[0].folder}"
@@ -96,7 +96,7 @@ def main(argv=None):
         curves = draw(ax, runs)
         ax.set_title(f"D = {curves[0].d_model}{step_words(args.at_step)}", fontsize=8)
         legend(ax, [replace(curve, variant="") for curve in curves])
-    print(final_table(curves, LOSS, "levels"))
+    print(final_table(curves, LM_LOSS, "levels"))
 
 
 if __name__ == "__main__":

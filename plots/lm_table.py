@@ -10,11 +10,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_table import markdown, seconds
-from plots.records import FEWEST_PACES, LM_RATE, by_kind, group, read_runs, run_arguments, tuned
+from plots.records import (
+    FEWEST_PACES,
+    LM_LOSS,
+    LM_RATE,
+    below_table,
+    by_kind,
+    group,
+    markdown,
+    read_runs,
+    run_arguments,
+    tuned,
+)
 from training.errors import command
 
-LOSS = "val/loss"
 COLUMNS = {"d_model", "block_size", "max_iters", "mlr_rank_list"}  # settings that have one, and are not named besides
 MLR = "multi_level_low_rank"
 
@@ -24,7 +33,7 @@ def rows(curves):
     names = ["attention", "ranks", "D", "T", "steps", "lr (tried)", "seeds", "validation loss", "tokens/s"]
     found = [[*names, "FLOPs without embeddings"]]
     for curve in curves:
-        settings, last = curve.settings, [max(run.series(LOSS, "non_emb_compute").items()) for run in curve.runs]
+        settings, last = curve.settings, [max(run.series(LM_LOSS, "non_emb_compute").items()) for run in curve.runs]
         flops, losses = zip(*(pair for _, pair in last), strict=True)
         found.append((
             curve.label, ranks(curve), curve.d_model, settings["block_size"], f"{min(step for step, _ in last):,}",
@@ -63,21 +72,19 @@ def pace_words(curve):
     return f"{statistics.fmean(run.pace for run in curve.runs):,.0f}"
 
 
+def in_words(curve):
+    return " ".join(filter(None, (curve.label, ranks(curve), f"at D {curve.d_model}")))
+
+
 @command
 def main(argv=None):
     parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
     parser.add_argument("--all-rates", action="store_true", help="every learning rate instead of the best")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
-    curves = group(runs, COLUMNS | {LM_RATE}) if args.all_rates else tuned(runs, LOSS, LM_RATE, COLUMNS)
+    curves = group(runs, COLUMNS | {LM_RATE}) if args.all_rates else tuned(runs, LM_LOSS, LM_RATE, COLUMNS)
     print(markdown(*rows([curve for kind in by_kind(curves) for curve in sorted(kind, key=order)])))
-    total = sum(map(seconds, runs)) / 3600
-    until = "" if args.at_step is None else f" until step {args.at_step:,}"
-    print(f"\n{len(runs)} runs, {total:.1f} hours of training{until}.")
-    few = [c for c in curves if c.tried and len(c.tried) < 2]
-    if few:
-        names = (" ".join(filter(None, (c.label, ranks(c), f"at D {c.d_model}"))) for c in few)
-        print(f"One learning rate only, so none was chosen: {'; '.join(names)}.")
+    print("\n" + below_table(runs, curves, in_words, args.at_step))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ IGNORED = {  # settings in which the runs of one curve may differ; runs of diffe
 }  # fmt: skip
 SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps"}
 ICL_RATE, LM_RATE = "training_learning_rate", "init_lr"
-EVALUATED = {"train_ICL.py": "eval/last", "train.py": "val/loss"}  # script: what its evaluations measure
+LM_LOSS = "val/loss"
+EVALUATED = {"train_ICL.py": "eval/last", "train.py": LM_LOSS}  # script: what its evaluations measure
 ICL_SIZES = {"n_dims", "n_positions", "block_size", "d_model"}  # what a figure of in-context regression has in its axes
 X_AXES = {  # key of metrics.jsonl: words of the axis
     "non_emb_compute": "training FLOPs without embeddings",
@@ -116,6 +117,11 @@ class Run:
     def final(self, metric):
         """The number that `metric` has at the last step it was evaluated at."""
         return max(self.series(metric).items())[1][1]
+
+    @property
+    def seconds(self):
+        """Training time without evaluations, of runs that took their steps at once each one's share."""
+        return self.final("seconds") / self.record.get("together", 1)
 
     @property
     def paces(self):
@@ -485,6 +491,20 @@ def table(header, rows):
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(header, *rows):
+    """The same as a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def below_table(runs, curves, name, at_step=None):
+    """Text below a table: the runs and hours behind it, and which curves had one learning rate; name(curve): words."""
+    until = "" if at_step is None else f" until step {at_step:,}"
+    text = f"{len(runs)} runs, {sum(run.seconds for run in runs) / 3600:.1f} hours of training{until}."
+    few = [curve for curve in curves if curve.tried and len(curve.tried) < 2]
+    return text + (f"\nOne learning rate only, so none was chosen: {'; '.join(map(name, few))}." if few else "")
 
 
 def final_table(curves, y, x="step"):

@@ -15,8 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_table import markdown
-from plots.records import check_finished, find_runs, group, parse_wanted, run_arguments, select
+from plots.records import check_finished, find_runs, group, markdown, parse_wanted, run_arguments, select
 from plots.ts_horizon import is_rule, kinds_of, order, published
 from scripts.time_series.sweep import ITERATIONS
 from training.errors import command

@@ -56,11 +56,10 @@ def show(cfg, script, runs):
             commands.append(shlex.join(["python", script, *flags, *shlex.split(cfg.extra), *where]))
     if cfg.todo or cfg.run:
         commands = to_do(commands, here=cfg.run)
-    if cfg.run:
-        if cfg.together:
-            run_together(commands, cfg.jobs)
-        else:
-            run_here(commands, cfg.jobs, visible(cfg.spread))
+    if cfg.run and cfg.together:
+        run_together(commands, cfg.jobs)
+    elif cfg.run:
+        run_here(commands, cfg.jobs, visible(cfg.spread))
     else:
         print("".join(f"{command}\n" for command in commands), end="")
 
@@ -82,30 +81,28 @@ def run_here(commands, jobs, gpus=()):
     """Run commands as processes, `jobs` at a time; what one prints is added to output.txt in its folder.
 
     Each takes the one of `gpus`, names as in CUDA_VISIBLE_DEVICES, that the fewest running ones have; none: any.
-
     One that fails does not stop the others, and makes the exit status 1. At SIGINT or SIGTERM the running ones are told
     to save and end, no other is started, and the status is 128 + n; the same command goes on later.
     """
-    waiting, running, failed, asked, places = list(commands), {}, [], [], {}
+    waiting, running, failed, asked = list(commands), {}, [], []  # running: {process: (command, GPU)}
     signals = signal.SIGINT, signal.SIGTERM
     earlier = [signal.signal(number, lambda number, _: asked.append(number)) for number in signals]
     try:
         while (running or waiting) and not asked:
             while waiting and len(running) < jobs:
-                command, taken = waiting.pop(0), [places[process] for process in running]
+                command, taken = waiting.pop(0), [gpu for _, gpu in running.values()]
                 gpu = min(gpus, key=taken.count, default=None)
-                process = start(command, jobs, gpu)
-                running[process], places[process] = command, gpu
+                running[start(command, jobs, gpu)] = command, gpu
                 say(command, f"started, {len(commands) - len(waiting)} of {len(commands)}")
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
-                command = running.pop(process)
+                command, _ = running.pop(process)
                 say(command, f"ended with status {process.returncode}" if process.returncode else "finished")
                 failed += [command] if process.returncode else []
     finally:
         for process in running:
             process.terminate()
-        for process, command in running.items():
+        for process, (command, _) in running.items():
             say(command, f"ended with status {process.wait()}")
         for number, handler in zip(signals, earlier, strict=True):
             signal.signal(number, handler)

@@ -390,7 +390,7 @@ def test_icls_reference_computes_the_same(name, tmp_path):
      [*ICL, "--sizes=16"], [*ICL, "--sizes=0x16"], [*ICL, "--sizes=4x15"], [*ICL, "--token_mixing_struct=mlr"],
      [*ICL, "--steps=0"], [*ICL, "--cuda_graph=maybe"], [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"],
      [*STEP, "--batches=8"], [*STEP, "--batches=0x1"], [*STEP, "--widths=a"], [*STEP, "--steps=0"],
-     [*STEP, "--cuda_graph=True"]],
+     [*STEP, "--cuda_graph=True"], [*STEP, "--compile_mode=fast"], [*STEP, "--kernels=-1"]],
     ids=" ".join,
 )  # fmt: skip
 def test_bad_input(argv, capsys):

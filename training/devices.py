@@ -1,6 +1,7 @@
 """Devices and precision: what a run computes on, in which type, and how fast that could be."""
 
 import contextlib
+import functools
 import platform
 
 import numpy as np
@@ -56,13 +57,12 @@ def seed_dropout(device, *numbers):
         torch.default_generator.manual_seed(seed)
 
 
-def compiled(model, keep=1.0, mode="default"):
-    """torch.compile of a model, keeping a share of what its backward pass needs; the rest is computed again there.
-
-    mode: one of COMPILE_MODES; with "max-autotune" kernels are chosen by timing them, which takes minutes.
-    """
-    torch._functorch.config.activation_memory_budget = keep
-    return torch.compile(model, mode=COMPILE_MODES[mode])
+def compiler(cfg):
+    """What to pass a model through: torch.compile as the settings of a run say, or nothing where compile is off."""
+    if not cfg.compile:
+        return lambda model: model
+    torch._functorch.config.activation_memory_budget = cfg.keep
+    return functools.partial(torch.compile, mode=COMPILE_MODES[cfg.compile_mode])
 
 
 def allow_tf32(on):

@@ -63,8 +63,7 @@ class Experiment:
         torch.manual_seed(cfg.seed)
         self.model = build_model().to(self.device)
         initialise(self.model)
-        options = dict(keep=cfg.keep, mode=cfg.compile_mode)
-        compiled = functools.partial(devices.compiled, **options) if cfg.compile else lambda part: part
+        compiled = devices.compiler(cfg)
         if cfg.fsdp:
             self.network = self.world.shard(self.model, self.device, compiled)
         else:

@@ -166,8 +166,7 @@ class Pack:
         self.stacked = [torch.stack(same).detach().requires_grad_() for same in zip(*self.parameters, strict=True)]
         self.names = [name for name, _ in first.model.named_parameters()]
         torch.compiler.reset()  # another pack's program is another program
-        keep, mode = first.cfg.keep, first.cfg.compile_mode
-        self.losses = devices.compiled(self._losses, keep, mode) if first.cfg.compile else self._losses
+        self.losses = devices.compiler(first.cfg)(self._losses)
         self.update = StaticStep(self._update, first.device) if first.static_step else self._update
         for k, e in enumerate(experiments):
             for p, stacked in zip(self.parameters[k], self.stacked, strict=True):

@@ -32,7 +32,8 @@ run() { # JOBS FLAGS GRID..: what is left of a grid, until the limit; a GPU with
     [ $left -le 0 ] || timeout "$left" "$python" scripts/language_modeling/sweep.py --out_dir="$work" --run=True \
         --jobs="$jobs" --spread="$gpus" --extra="$common $flags ${EXTRA:-}" "$@"
 }
-# two steps of every shape, many at a time: their kernels are compiled then, and no run waits for its own
+# two steps of every shape, many at a time: their kernels are compiled then, and no run waits for its own. The folder stays,
+# so that the same command leaves them out.
 run "${COMPILE:-16}" "--batch_size=32 --max_iters=2" --rates=1e-3 --grids="scaling|levels" --only="_d(256|384|512)_" --out_dir="$work.compiled"
 run "${COMPILE:-16}" "--batch_size=8 --max_iters=2" --rates=1e-3 --grids=context --out_dir="$work.compiled"
 run "$jobs" "--batch_size=32 $schedule" --seeds=1 --only=_d256_ --rates="${RATES:-3e-3|1e-2}"
@@ -41,7 +42,6 @@ run "$jobs" "--batch_size=32 $schedule" --seeds=1 --only=_d384_ --rates=best
 run "$jobs" "--batch_size=8 $schedule" --seeds=1 --grids=context --rates=best
 run "$jobs" "--batch_size=32 $schedule" --seeds=1 --grids=levels --rates=best
 run "$jobs" "--batch_size=32 $schedule" --seeds=2 --only=_d256_ --rates=best
-rm -rf "$work.compiled"
 echo "runs ended after $SECONDS s"
 
 "$python" scripts/collect.py "$work" "$out/language_modeling" && "$python" plots/lm_table.py "$out/language_modeling"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from plots.records import LM_RATE, find_runs, tuned
+from plots.records import LM_LOSS, LM_RATE, find_runs, tuned
 from scripts.grid import GridSettings, show
 from training.configurator import configure, parse_list, setting
 from training.errors import BadInput, command
@@ -81,7 +81,8 @@ def rates_of_points(cfg):
     if cfg.rates != "best":
         given = parse_list(cfg.rates, "rates", float) if cfg.rates else None
         return {s: {width: given or [lr] for width, lr in rates.items()} for s, rates in RATES.items()}
-    best = {structure: best_rate(cfg.out_dir, structure) for structure in RATES}
+    runs = find_runs([cfg.out_dir]) if Path(cfg.out_dir).is_dir() else []
+    best = {structure: best_rate(runs, structure) for structure in RATES}
     lacking = [structure for structure, lr in best.items() if lr is None]
     if lacking:
         words = f"{cfg.out_dir} has no finished run of the smallest width of {', '.join(lacking)}"
@@ -89,12 +90,11 @@ def rates_of_points(cfg):
     return {s: {width: [lr] for width in RATES[s]} for s, lr in best.items() if lr is not None}
 
 
-def best_rate(out_dir, structure):
-    """The rate of the lowest loss at the smallest width, among the main grid's longest runs in out_dir, or None."""
+def best_rate(runs, structure):
+    """The rate of the lowest loss at the smallest width, among the longest finished runs of the main grid, or None."""
     name = re.compile(rf"{structure}_d{min(RATES[structure])}_lr[^_]*_seed\d+")
-    runs = find_runs([out_dir]) if Path(out_dir).is_dir() else []
     done = [run for run in runs if name.fullmatch(run.folder.name) and run.status == "finished"]
-    return max(tuned(done, "val/loss", LM_RATE), key=lambda curve: curve.settings["max_iters"]).rate if done else None
+    return max(tuned(done, LM_LOSS, LM_RATE), key=lambda curve: curve.settings["max_iters"]).rate if done else None
 
 
 @command
