@@ -63,10 +63,10 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
 
     def forward(self, x, cache=None):
-        v = self.value(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, G, T, d_head)
         if cache is None:
-            y = self.scoring(x, v)  # (B, H, T, d_head)
+            y = self.scoring.mix(x, self.value)  # (B, H, T, d_head)
         else:
+            v = self.value(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, G, T, d_head)
             y = cache.step(x, v) if cache.count else cache.prefill(x, v)
         return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
 

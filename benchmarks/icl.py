@@ -8,7 +8,6 @@ from itertools import product
 from typing import ClassVar
 
 import torch
-from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 import train_ICL
@@ -16,6 +15,7 @@ from benchmarks.measure import BenchSettings, attempt, chosen, clear, time_step
 from data.icl_regression.sampler import interleave
 from model import InContextRegressor
 from structured.attention import low_rank_scores, mix, visible
+from structured.scoring import Scoring
 from training.capture import wanted
 from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast
@@ -156,11 +156,11 @@ def reference(run, device):
     return step
 
 
-class DenseScores(nn.Module):
+class DenseScores(Scoring):
     """A scoring function whose T x T scores, mask and softmax are tensors of their own."""
 
     def __init__(self, scoring):
-        super().__init__()
+        super().__init__(scoring.cfg)
         self.scoring = scoring
 
     def forward(self, x, v):

@@ -28,7 +28,7 @@ TOKENS = 2**20  # of each split of the corpus, random ones
 COLUMNS = {  # key: (width, format)
     "d_model": (7, "d"), "batch": (6, "s"), "token_mixing_struct": (29, "s"), "ms": (9, ".2f"),
     "tokens_per_s": (12, ",.0f"), "TFLOP_per_s": (11, ".3g"), "mfu": (6, ".1%"), "of_matmul": (9, ".1%"),
-    "outside_ms": (10, ".2f"), "peak_MiB": (9, ",.0f"), "times_peer": (10, ".2f"),
+    "outside_ms": (10, ".2f"), "kernel_ms": (9, ".2f"), "peak_MiB": (9, ",.0f"), "times_peer": (10, ".2f"),
 }  # fmt: skip
 
 
@@ -41,7 +41,8 @@ class StepSettings(ModelBenchSettings):
     reaches in a product of two large bfloat16 matrices. peak_MiB is the most memory allocated during a step once all
     kernels are compiled and chosen. --peer=FOLDER, a checkout of nanoGPT, adds a row "peer": its model of the same
     size in a loop like that of its own train.py, compiled where --compile=True. --kernels=N prints the N kernels that
-    take most of each row's step, with their milliseconds and launches.
+    take most of each row's step, with their milliseconds and launches; kernel_ms is what all of them take: a step of
+    more waits for the host.
     """
 
     widths: str = setting("128", "d_model of every model, with | between them")
@@ -144,7 +145,10 @@ def time_run(run, cfg, rate):
 
 def longest(step, device, number):
     """What a row says of the kernels of its step, if `number` of them are asked for."""
-    return dict(kernels=kernel_times(step, device)[:number]) if number else {}
+    if not number:
+        return {}
+    found = kernel_times(step, device)
+    return dict(kernels=found[:number], kernel_ms=sum(ms for _, ms, _ in found))
 
 
 def model_alone(experiment):

@@ -6,6 +6,7 @@ multiply-adds for one token.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 ASSEMBLE_UP_TO = 256  # columns; the gain falls from 4 times at 16 columns to 1.5 at 512, and the extra FLOPs grow
@@ -25,6 +26,13 @@ class Linear(nn.Linear):
     @property
     def macs(self):
         return self.in_features * self.out_features
+
+
+def side_by_side(x, *linears):
+    """The outputs of several layers on one input, (.., sum of their d_out), as one product."""
+    biases = [linear.bias for linear in linears]
+    bias = None if biases[0] is None else torch.cat(biases)
+    return F.linear(x, torch.cat([linear.weight for linear in linears]), bias)
 
 
 class BlockDiagonal(nn.Module):

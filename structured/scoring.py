@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from structured import flops
+from structured import flops, kernels
 from structured.attention import (
     BACKENDS,
     LINKS,
@@ -28,7 +28,7 @@ from structured.attention import (
 )
 from structured.cache import GSWACache, InputCache, KeyCache, LevelCache
 from structured.errors import BadInput
-from structured.layers import BlockDiagonal, Linear, multiply
+from structured.layers import BlockDiagonal, Linear, multiply, side_by_side
 from structured.mlbtc import FAMILIES, MLBTC, level, split_near_sqrt
 
 
@@ -128,6 +128,10 @@ class Scoring(nn.Module):
     def forward(self, x, v):
         return self.attend(*self.queries_and_keys(x), v)
 
+    def mix(self, x, value):
+        """`forward` with values that the layer `value`, d_model -> kv_heads * d_head, still has to make of x."""
+        return self(x, value(x).unflatten(-1, (self.cfg.kv_heads, -1)).transpose(1, 2))
+
     def options(self):
         cfg = self.cfg
         return dict(causal=cfg.causal, link=cfg.link, dropout=cfg.dropout if self.training else 0.0)
@@ -161,6 +165,14 @@ class ProjectedScoring(Scoring):
         q = self.query_norm(self.query(x).unflatten(-1, (-1, width)).transpose(1, 2))  # (B, H, T, width)
         k = self.key_norm(self.key(x).unflatten(-1, (-1, width)).transpose(1, 2))  # (B, G, T, width)
         return q, k
+
+    def mix(self, x, value):
+        """In 16 bits on a GPU queries, keys and values are one product, whose norms are one kernel each way."""
+        cfg = self.cfg
+        if not cfg.qk_norm or not kernels.norms_heads(x):
+            return super().mix(x, value)
+        qkv = side_by_side(x, self.query, self.key, value)
+        return self.attend(*kernels.normed_heads(qkv, cfg.n_head, cfg.kv_heads, self.query_norm, self.key_norm))
 
     @property
     def key_width(self):

@@ -321,6 +321,7 @@ def test_the_kernels_of_a_step(tmp_path, capsys):
     bench.main([*STEP, "--structures=low_rank", "--batches=1x2", f"--peer={tmp_path}", "--kernels=2", f"--out={out}"])
     rows = json.loads(out.read_text())["rows"]
     assert [len(row["kernels"]) for row in rows] == [2, 2]
+    assert all(row["kernel_ms"] > sum(ms for _, ms, _ in row["kernels"]) for row in rows)
     printed = capsys.readouterr().out.splitlines()[-6:]
     for row, lines in zip(rows, (printed[1:3], printed[4:6]), strict=True):
         for (name, ms, launches), text in zip(row["kernels"], lines, strict=True):
