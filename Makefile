@@ -20,6 +20,7 @@ figures: .venv/ready
 	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --only n_dims=16 --only d_model=32 --out results/icl_examples.png
 	$(BIN)/python plots/lm_compute.py results/language_modeling/*_lr* --only block_size=1024 --only "mlr_rank_list=32|8|6|4|4|4|4|2" --fit --x=non_emb_compute --x=gpu_seconds --out results/lm_scaling.png
 	$(BIN)/python plots/lm_levels.py results/lm_levels --out results/lm_levels.png
+	$(BIN)/python plots/lm_levels.py results/language_modeling/*_d256_lr* --only token_mixing_struct=low_rank --only token_mixing_struct=multi_level_low_rank --only block_size=1024 --only seed=1 --only init_lr=0.003 --out results/lm_levels_256.png
 	$(BIN)/python plots/attention_speed.py results/bench/attention_h100.json --out results/attention_speed.png
 	$(BIN)/python plots/ts_horizon.py results/time_series --out results/ts_horizon.png
 	$(BIN)/python plots/ts_table.py results/time_series results/chronos > results/ts_table.md

@@ -7,7 +7,9 @@ A curve for each structure and width at the best of its learning rates, --x give
 --fit: through the last point of every run of a structure, all widths and seeds, goes L = a C^-b, or L = a C^-b + c if
 that has the lower AICc; b with its 95% confidence interval (plots/power_law.py). What is above 1.2 times the largest
 last loss is cut off: the first steps say nothing about where the curves end. A structure of fewer than 3 widths has
-no law.
+no law. Below the numbers: what each structure needs of standard attention's x for the losses that both laws reached.
+
+Times are those of one card: the one that most of the runs ran on.
 """
 
 import sys
@@ -39,6 +41,8 @@ from training.errors import BadInput, command
 FEWEST_WIDTHS = 3  # of a power law
 HEADROOM = 1.2  # the highest loss shown, in units of the largest last one
 MARGIN = 0.04  # of the length of an axis, beside and below what is drawn
+TIMES = ("seconds", "gpu_seconds")
+BASELINE = "low_rank"
 SYMBOLS = {"seconds": "t", "gpu_seconds": "t", "step": "n"}  # of x in a law; the others are C
 
 
@@ -46,12 +50,17 @@ def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
     """One curve per structure and width, log-log; returns the curves and their power laws, {structure: PowerLaw}.
 
     With `fit`, curves are faint and a line for each structure shows its law; widths then stand above the last points
-    and not in the legend. Raises BadInput if the datasets differ, or if there is nothing to fit.
+    and not in the legend. Times are of the runs on one card. Raises BadInput if the datasets differ, or if there is
+    nothing to fit.
     """
     check_same(runs, ["dataset"])
+    card = ""
+    if x in TIMES:
+        runs, card = on_one_card(runs)
     curves = trace(tuned(runs, LM_LOSS, LM_RATE), LM_LOSS, x)
     laws = fit_laws(curves, x) if fit else {}
-    ax.set(xscale="log", yscale="log", xlabel=X_AXES[x], ylabel="validation loss (nats per token)")
+    where = f"{X_AXES[x]}\n{card}" if card else X_AXES[x]
+    ax.set(xscale="log", yscale="log", xlabel=where, ylabel="validation loss (nats per token)")
     solid = dict.fromkeys(line_styles(curves), "-")
     draw_curves(ax, curves, markers=lambda n: [n - 1], faint=fit, lines=solid if fit else None)
     for structure, law in laws.items():
@@ -64,6 +73,12 @@ def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
     if with_legend:
         show_legend([ax], curves, {x: laws})
     return curves, laws
+
+
+def on_one_card(runs):
+    """(the runs on the card that most of them ran on, its name)."""
+    card, _ = Counter(run.record.get("device", "") for run in runs).most_common(1)[0]
+    return [run for run in runs if run.record.get("device", "") == card], card
 
 
 def show_the_end(ax, curves):
@@ -153,6 +168,27 @@ def law_lines(curves, laws, x):
     return lines
 
 
+def share_lines(curves, laws, x):
+    """What each structure needs of standard attention's x, by the two laws, at the ends of the losses they share."""
+    if BASELINE not in laws:
+        return []
+    reached = {}  # structure: (lowest, highest) loss of its law where it was measured
+    for structure, law in laws.items():
+        spent, _ = last_points([c for c in curves if c.structure == structure], x)
+        reached[structure] = law(max(spent)), law(min(spent))
+    lines = []
+    for structure, law in laws.items():
+        (lowest, highest), (least, most) = reached[structure], reached[BASELINE]
+        low, high = max(lowest, least), min(highest, most)
+        if structure != BASELINE and low < high:
+            shares = sorted(float(law.inverse(y) / laws[BASELINE].inverse(y)) for y in (low, high))
+            lines.append(
+                f"{STRUCTURES[structure][0]}: {shares[0]:.0%} to {shares[1]:.0%} of the {x} of standard attention for "
+                f"the same loss, {low:.3f} to {high:.3f}, by the two laws"
+            )
+    return lines
+
+
 @command
 def main(argv=None):
     parser = arguments(__doc__, "train.py", unfinished=True, at_step=True)
@@ -170,7 +206,10 @@ def main(argv=None):
         curves, _ = panels[x]
         show_legend(axes, curves, {x: laws for x, (_, laws) in panels.items()})
     for x, (curves, laws) in panels.items():
-        print("\n".join([final_table(curves, LM_LOSS, x), *law_lines(curves, laws, x)]))
+        told = [final_table(curves, LM_LOSS, x), *law_lines(curves, laws, x), *share_lines(curves, laws, x)]
+        print("\n".join(told))
+        if x in TIMES and len(kept := on_one_card(runs)[0]) < len(runs):
+            print(f"{x}: {len(runs) - len(kept)} of {len(runs)} runs left out, which ran on another card")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ class PowerLaw:
     def __call__(self, x):
         return self.a * np.asarray(x, float) ** -self.b + self.c
 
+    def inverse(self, y):
+        """The x at which the law is y > c."""
+        return ((np.asarray(y, float) - self.c) / self.a) ** (-1 / self.b)
+
     @property
     def half_width(self):
         """b is known to this, up and down."""

@@ -474,6 +474,42 @@ def test_lm_panels_have_their_own_laws_and_one_legend(tmp_path, capsys):
     assert [out.count(f"with C = {x}, b from") for x in ("gpu_seconds", "compute", "non_emb_compute")] == [2, 2, 0]
 
 
+def test_what_a_law_needs_of_standard_attentions_compute(tmp_path, capsys):
+    """Losses 20 C^-0.05 and 0.97 of it: as low with 0.97^20 of the compute, between the losses that both reached."""
+    for width in (256, 384, 512):
+        write_lm(tmp_path / f"s{width}", width)
+        write_lm(tmp_path / f"m{width}", width, scale=0.97, token_mixing_struct="multi_level_low_rank")
+        write_lm(tmp_path / f"w{width}", width, scale=0.5, token_mixing_struct="low_rank_with_sliding_window")
+    lm_compute.main([str(tmp_path), "--fit", "--out", str(tmp_path / "fit.png")])
+    said = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in said if "by the two laws" in line]  # the window never was as high as standard attention
+    worst, best = (20 * spent(STEPS[-1], width)["non_emb_compute"] ** -0.05 for width in (256, 512))
+    assert line == (
+        f"MLR: {0.97**20:.0%} to {0.97**20:.0%} of the non_emb_compute of standard attention for the same loss, "
+        f"{best:.3f} to {0.97 * worst:.3f}, by the two laws"
+    )
+    law = power_law.PowerLaw(3, 0.3, 0.85, (0.2, 0.4), 8)
+    assert law.inverse(law(1e15)) == pytest.approx(1e15)
+
+
+def test_times_are_of_one_card(tmp_path, capsys):
+    """The card of most runs, under the axis; compute is of all of them."""
+    folders = [write_lm(tmp_path / f"{seed}", seed=seed, pace=2e4 * seed) for seed in (1, 2, 3)]
+    for folder, card in zip(folders, ("H100", "H200", "H200"), strict=True):
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | dict(device=card)))
+    runs = read_runs([tmp_path], "train.py")
+    (curve,), _ = lm_compute.draw(ax := axes(), runs, "gpu_seconds")
+    assert curve.seeds == [2, 3]
+    assert ax.get_xlabel().endswith("\nH200")
+    (curve,), _ = lm_compute.draw(ax := axes(), runs)
+    assert curve.seeds == [1, 2, 3]
+    assert "\n" not in ax.get_xlabel()
+    lm_compute.main([str(tmp_path), "--x=step", "--x=gpu_seconds", "--out", str(tmp_path / "fig.png")])
+    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert said == ["gpu_seconds: 1 of 3 runs left out, which ran on another card"]
+
+
 def test_gpu_seconds_are_tokens_at_the_median_pace_without_the_first_progress_line(tmp_path, capsys):
     run = load_run(write_lm(tmp_path / "a", pace=5e4))
     assert run.pace == 2 * 5e4

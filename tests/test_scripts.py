@@ -403,9 +403,9 @@ def test_every_run_of_the_scaling_figure(tmp_path, capsys, monkeypatch):
     assert prepare == ["data/openwebtext_small/prepare.py", "--input", "a.txt", "b.txt", "--val", "c.txt", *out]
     assert collect == ["scripts/collect.py", f"{tmp_path}/work", f"{tmp_path}/results/language_modeling"]
     assert table[0] == "plots/lm_table.py"
-    assert [argv[0] for argv in sweeps] == ["scripts/language_modeling/sweep.py"] * 8
+    assert [argv[0] for argv in sweeps] == ["scripts/language_modeling/sweep.py"] * 7
     rates = [next(arg for arg in argv if arg.startswith("--rates=")) for argv in sweeps]
-    assert rates == ["--rates=1e-3"] * 2 + ["--rates=3e-3|1e-2"] + ["--rates=best"] * 5
+    assert rates == ["--rates=1e-3"] * 2 + ["--rates=3e-3|1e-2"] + ["--rates=best"] * 4
     runs = []
     for _, *argv in sweeps:
         assert "--run=True" in argv
@@ -415,8 +415,8 @@ def test_every_run_of_the_scaling_figure(tmp_path, capsys, monkeypatch):
         runs += [settings(line)[0] for line in lines]
     compiled = [cfg for cfg in runs if cfg.max_iters == 2]
     trained = [cfg for cfg in runs if cfg.max_iters == 400]
-    assert len(compiled) == 3 * 5 + 2 + 2
-    assert len(trained) == 5 + 2 * 5 + 2 + 2 + 5
+    assert len(compiled) == 4 * 5 + 2 + 2
+    assert len(trained) == 4 * 5 + 2 + 2 + 4 * 5
     shapes = [{Path(cfg.out_dir).name.partition("_lr")[0] for cfg in part} for part in (compiled, trained)]
     assert shapes[0] == shapes[1]
     assert {cfg.block_size * cfg.batch_size * cfg.gradient_accumulation_steps for cfg in runs} == {32 * 1024}

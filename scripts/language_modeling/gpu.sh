@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The language-model runs behind results/lm_scaling.png on the GPUs of one machine: every structure at d_model 256 with two
-# rates, the better one at 512 and 384 and with another seed at 256; fewer levels of MLR; a longer context. Then their
-# records, thinned for git, and a table.
+# rates, the better one at 768, 512 and 384 and with another seed at all widths; fewer levels of MLR; a longer context.
+# Then their records, thinned for git, and a table.
 #   bash scripts/language_modeling/gpu.sh [FOLDER]     FOLDER [results] gets language_modeling/
 # TRAIN, VAL: local texts for the corpus (.txt or .xz); without them OpenWebText is downloaded. DATA: folder of the prepared
 # corpus [data]. WORK: folder of the runs and their checkpoints, 8 GB [out/language_modeling]. GPUS: how many to use [all].
@@ -34,14 +34,13 @@ run() { # JOBS FLAGS GRID..: what is left of a grid, until the limit; a GPU with
 }
 # two steps of every shape, many at a time: their kernels are compiled then, and no run waits for its own. The folder stays,
 # so that the same command leaves them out.
-run "${COMPILE:-16}" "--batch_size=32 --max_iters=2" --rates=1e-3 --grids="scaling|levels" --only="_d(256|384|512)_" --out_dir="$work.compiled"
+run "${COMPILE:-16}" "--batch_size=32 --max_iters=2" --rates=1e-3 --grids="scaling|levels" --out_dir="$work.compiled"
 run "${COMPILE:-16}" "--batch_size=8 --max_iters=2" --rates=1e-3 --grids=context --out_dir="$work.compiled"
 run "$jobs" "--batch_size=32 $schedule" --seeds=1 --only=_d256_ --rates="${RATES:-3e-3|1e-2}"
-run "$jobs" "--batch_size=32 $schedule" --seeds=1 --only=_d512_ --rates=best
-run "$jobs" "--batch_size=32 $schedule" --seeds=1 --only=_d384_ --rates=best
+run "$jobs" "--batch_size=32 $schedule" --seeds=1 --only="_d(768|512|384)_" --rates=best
 run "$jobs" "--batch_size=8 $schedule" --seeds=1 --grids=context --rates=best
 run "$jobs" "--batch_size=32 $schedule" --seeds=1 --grids=levels --rates=best
-run "$jobs" "--batch_size=32 $schedule" --seeds=2 --only=_d256_ --rates=best
+run "$jobs" "--batch_size=32 $schedule" --seeds=2 --rates=best
 echo "runs ended after $SECONDS s"
 
 "$python" scripts/collect.py "$work" "$out/language_modeling" && "$python" plots/lm_table.py "$out/language_modeling"
