@@ -106,6 +106,7 @@ def _copy_back(
     DV, DX, first, heads, stride, tokens, T, b, h, t, program, programs,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """The gradients of the values to their columns of DX, from `first` on."""
     column = tl.arange(0, COLUMNS)[None, :]
     for tile in range(program, tl.cdiv(tokens * heads, ROWS), programs):
         token, head, inside = _tile(tile, column, heads, tokens * heads, ROWS, WIDTH)
