@@ -55,6 +55,11 @@ CONFIGS = {  # script: the config file that the advice for a missing run names
     "train_ICL.py": "config/icl_configs/paper.py",
     "train_TS.py": "config/ts_configs/etth1.py",
 }
+SWEEPS = {  # script: the grid that runs it together; older records of such runs have the grid's command, not their own
+    "train.py": "scripts/language_modeling/sweep.py",
+    "train_ICL.py": "scripts/icl_regression/sweep.py",
+}
+NAMED = 3  # of many commands that an error gives
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +83,15 @@ class Run:
     def structure(self):
         return self.settings["token_mixing_struct"]
 
+    @property
+    def of_sweep(self):
+        """Whether the command that made the run is a sweep's."""
+        return "--run=True" in self.record["argv"]
+
     def command(self, *flags):
-        """The command line that made the run, its flags for starting afresh replaced by `flags`."""
+        """The command line that made the run, its flags for starting afresh replaced by `flags`; a sweep's as it is."""
+        if self.of_sweep:
+            return shlex.join(["python", SWEEPS[self.record["command"]], *self.record["argv"][1:]])
         argv = [a for a in self.record["argv"] if not a.startswith(("--init_from=", "--overwrite="))]
         return shlex.join(["python", *argv, *flags])
 
@@ -139,7 +151,8 @@ class Run:
         return statistics.median(self.paces)
 
     def _lacks(self, metric):
-        return BadInput(f"{self.folder} has no {metric}; make it again with: {self.command('--overwrite=True')}")
+        how = "remove it and make it again" if self.of_sweep else "make it again"
+        return BadInput(f"{self.folder} has no {metric}; {how} with: {self.command('--overwrite=True')}")
 
     def _check_finite(self, values, what, step):
         if not np.isfinite(np.asarray(values, float)).all():
@@ -218,10 +231,10 @@ def parse_wanted(texts):
     return wanted
 
 
-def check_finished(runs, script, unfinished=False):
+def check_finished(runs, script, unfinished=None):
     """Raises BadInput if a run is of another script or not finished, with the commands that would finish them.
 
-    unfinished: runs that have not ended are taken as far as they got.
+    unfinished: runs that have not ended are taken as far as they got; None: the command at hand cannot.
     """
     for run in runs:
         if run.record["command"] != script:
@@ -229,14 +242,20 @@ def check_finished(runs, script, unfinished=False):
             raise BadInput(f"{run.folder} is a run of {made_by}, this picture is made from runs of {script}")
         if run.structure not in STRUCTURES:
             raise BadInput(f"{run.folder}: no name for token_mixing_struct '{run.structure}' in plots/records.py")
-    advice = []
+    left = {}  # command: the runs that it goes on with
     for run in runs:
         if run.status != "finished" and not unfinished:
-            step = run.metrics[-1]["step"] if run.metrics else 0
             go_on = "resume" if (run.folder / "ckpt.pt").exists() else "auto"
+            left.setdefault(run.command(f"--init_from={go_on}"), []).append(run)
+    if left:
+        taken, advice = "" if unfinished is None else "take it as it is with --unfinished, or ", []
+        for command, (run, *others) in itertools.islice(left.items(), NAMED):
+            step = run.metrics[-1]["step"] if run.metrics else 0
             where = f"{run.folder} is not finished ({run.status}, step {step} of {run.settings['max_iters']})"
-            advice.append(f"{where}; go on with: {run.command(f'--init_from={go_on}')}")
-    if advice:
+            where += f", nor {len(others)} more of its sweep" if others else ""
+            advice.append(f"{where}; {taken}go on with: {command}")
+        if rest := sum(map(len, list(left.values())[NAMED:])):
+            advice.append(f"and {rest} more: {sum(map(len, left.values()))} of {len(runs)} runs are not finished")
         raise BadInput("\n".join(advice))
 
 
@@ -291,16 +310,16 @@ def arguments(description, script, unfinished=False, at_step=False):
     return parser
 
 
-def read_runs(paths, script, only=(), unfinished=False, at_step=None):
+def read_runs(paths, script, only=(), unfinished=None, at_step=None):
     """What a script draws: the finished runs of `script` in `paths` that have the settings `only` asks for.
 
-    unfinished: the others, too. at_step: all of them, as of this step.
+    unfinished: the others, too; None: it has no such flag. at_step: all of them, as of this step.
     """
     runs = find_runs(paths, script)
     chosen = select(runs, parse_wanted(only))
     if len(chosen) < len(runs):
         print(f"{len(runs) - len(chosen)} of {len(runs)} runs left out by --only")
-    check_finished(chosen, script, unfinished or at_step is not None)
+    check_finished(chosen, script, unfinished if at_step is None else True)
     return chosen if at_step is None else as_of(chosen, at_step, EVALUATED[script])
 
 

@@ -257,11 +257,37 @@ def test_unfinished_runs_are_named_with_the_command_that_goes_on(tmp_path, capsy
     (tmp_path / "b" / "ckpt.pt").touch()
     said = refusal(capsys, icl_examples.main, tmp_path, "--out", tmp_path / "fig.png")
     assert f"{tmp_path / 'b'} is not finished (stopped: SIGTERM, step 100 of 300)" in said
-    assert "; go on with: python train_ICL.py" in said
+    assert "; take it as it is with --unfinished, or go on with: python train_ICL.py" in said
     assert f"--out_dir={tmp_path / 'b'} --init_from=resume" in said
     assert "--init_from=auto --out_dir" not in said  # the flag it was started with is replaced
     assert f"--out_dir={tmp_path / 'c'} --init_from=auto" in said  # has no checkpoint yet
     assert not list(tmp_path.glob("fig*"))
+
+
+SWEEP = ["--run=True", "--together=True", "--only=^standard_n4", "--extra=--tf32=True --max_iters=300"]
+
+
+def of_sweep(folder):
+    """Make a record one of a sweep's run, as those were whose runs had no command of their own."""
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | dict(argv=["train_ICL.py", *SWEEP])))
+
+
+def test_unfinished_runs_of_a_sweep_are_named_once_and_many_are_counted(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        of_sweep(write_icl(tmp_path / f"a{seed}", seed=seed, status="running", steps=(0, 100)))
+    for seed in (4, 5, 6, 7):
+        write_icl(tmp_path / f"b{seed}", seed=seed, status="running", steps=())
+    said = refusal(capsys, icl_width.main, tmp_path, "--out", tmp_path / "fig.png").splitlines()
+    how = "python scripts/icl_regression/sweep.py --run=True --together=True '--only=^standard_n4' "
+    how += "'--extra=--tf32=True --max_iters=300'"
+    where = f"error: {tmp_path / 'a1'} is not finished (running, step 100 of 300), nor 2 more of its sweep"
+    assert said[0] == f"{where}; go on with: {how}"
+    assert [line.split()[0] for line in said[1:3]] == [str(tmp_path / "b4"), str(tmp_path / "b5")]
+    assert said[3:] == ["and 2 more: 7 of 7 runs are not finished"]
+    of_sweep(c := write_icl(tmp_path / "c", drop=["eval/last"]))
+    said = refusal(capsys, icl_compute.main, c, "--out", tmp_path / "fig.png")
+    assert f"{c} has no eval/last; remove it and make it again with: {how}\n" in said
 
 
 def test_unfinished_runs_count_as_far_as_they_got(tmp_path, capsys):
