@@ -26,7 +26,7 @@ from training.configurator import configure
 from training.devices import allow_tf32, device_name, pick_device
 from training.errors import BadInput, command
 
-COMMANDS = {  # name: (its settings, a generator of its rows, the columns of its table)
+COMMANDS = {  # name: (its settings, what checks them and gives a generator of rows, the columns of its table)
     "attention": (attention.AttentionSettings, attention.rows, attention.COLUMNS),
     "decode": (decode.DecodeSettings, decode.rows, decode.COLUMNS),
     "icl": (icl.IclSettings, icl.rows, icl.COLUMNS),
@@ -46,6 +46,7 @@ def main(argv=None):
     device = pick_device(configure(cls, argv).device)
     cfg = configure(cls, [*(cls.ON_CUDA if device.type == "cuda" else ()), *argv])
     allow_tf32(False)
+    measured = make_rows(cfg, device)
     header = dict(command=name, device=device_name(device), torch=torch.__version__, dtype=cfg.dtype, seed=cfg.seed)
     if device.type == "cuda":
         header["matmul_tflops"] = matmul_tflops(device)
@@ -56,7 +57,7 @@ def main(argv=None):
     print(" ".join(f"{key}={settings[key]}" for key in shown))
     print(heading(columns), flush=True)
     rows = []
-    for row in make_rows(cfg, device):
+    for row in measured:
         rows.append(row)
         print(line(row, columns), flush=True)
         for kernel, ms, launches in row.get("kernels", ()):

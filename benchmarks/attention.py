@@ -169,7 +169,11 @@ COLUMNS = {  # key: (width, format); AttentionSettings says what they are
 def rows(cfg, device):
     """One row a T and case, SDPA's first."""
     lengths, structures = parse_lengths(cfg), chosen(cfg.structures, STRUCTURES, "structures")
-    keywords(cfg, 1)  # bad ranks are refused before anything is timed
+    keywords(cfg, 1)  # which refuses bad ranks
+    return measured(cfg, device, lengths, structures)
+
+
+def measured(cfg, device, lengths, structures):
     torch._dynamo.config.recompile_limit = 256  # FlexAttention is compiled for every length, mask and grad mode
     for T in lengths:
         trials = cache(partial(make_trials, cfg, device, T))

@@ -62,13 +62,16 @@ COLUMNS = {  # key: (width, format); DecodeSettings says what they are
 
 def rows(cfg, device):
     """One row a T and scoring function."""
-    lengths = parse_lengths(cfg, least=2)
-    configs = {T: cfg.at_length(T) for T in lengths}  # refused before anything is timed
-    short = cfg.at_length(CHECK_LENGTH)
+    configs = {T: cfg.at_length(T) for T in parse_lengths(cfg, least=2)}
+    return measured(cfg, device, configs, cfg.at_length(CHECK_LENGTH))
+
+
+def measured(cfg, device, configs, short):
+    """configs: {T: {structure: typed configuration}}; short: those that are checked."""
     check = cache(lambda name: cached_errors(cfg, short[name], device))
-    for T in lengths:
+    for T, models in configs.items():
         standard = {}
-        for name, model_cfg in configs[T].items():
+        for name, model_cfg in models.items():
             row = dict(token_mixing_struct=name, T=T)
             row |= attempt(partial(check_and_time, cfg, model_cfg, device, partial(check, name)), device)
             standard = standard or (row if name == "low_rank" else {})

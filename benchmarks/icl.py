@@ -80,12 +80,16 @@ def rows(cfg, device):
     """Rows of a size and scoring function: the reference, train_ICL with the ratio of their steps/s, several runs."""
     sizes = parse_sizes(cfg.sizes)
     names = chosen(cfg.token_mixing_struct, STRUCTURES, "token_mixing_struct")
-    wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # refused before anything is timed
+    wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # which refuses what this device has not
+    runs = [cfg.run_settings(*size, name, "") for size, name in product(sizes, names)]
+    for run in runs:
+        run.model_config(block_size=run.tokens)
+    return measured(cfg, device, runs)
+
+
+def measured(cfg, device, runs):
     with tempfile.TemporaryDirectory() as folder:  # where nothing is written: a run that is not started has no record
-        runs = [cfg.run_settings(*size, name, f"{folder}/run") for size, name in product(sizes, names)]
-        for run in runs:
-            run.model_config(block_size=run.tokens)
-        for run in runs:
+        for run in (replace(run, out_dir=f"{folder}/run") for run in runs):
             about = dict(n_dims=run.n_dims, d_model=run.d_model, token_mixing_struct=run.token_mixing_struct)
             plain = attempt(partial(time_steps, cfg, device, partial(reference, run, device), cfg.steps // 8), device)
             yield about | dict(loop="reference") | plain

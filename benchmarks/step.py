@@ -86,12 +86,16 @@ def parse_batches(text):
 def rows(cfg, device):
     """For every width and batch one row a scoring function, after the peer's."""
     shapes = list(product(parse_list(cfg.widths, "widths"), parse_batches(cfg.batches)))
-    wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # refused before anything is timed, as all settings are
+    wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # which refuses what this device has not
     require_at_least(cfg, dict(kernels=0))
     for width, batch in shapes:
         cfg.model_configs(d_model=width)
         cfg.run_settings(batch, "")
-    peer = load_peer(cfg.peer) if cfg.peer else None
+    return measured(cfg, device, shapes, load_peer(cfg.peer) if cfg.peer else None)
+
+
+def measured(cfg, device, shapes, peer):
+    """shapes: (width, batch) each; peer: nanoGPT's module or None."""
     rate = matmul_tflops(device)
     with tempfile.TemporaryDirectory() as folder:  # a run that is not started writes nothing there
         write_corpus(f"{folder}/corpus", cfg)

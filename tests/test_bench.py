@@ -349,7 +349,8 @@ def test_a_folder_that_is_no_peer(source, said, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         bench.main([*STEP, f"--peer={tmp_path}"])
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said in (printed := capsys.readouterr()).err
+    assert printed.out == ""
 
 
 def test_icl(tmp_path, capsys):
@@ -398,6 +399,7 @@ def test_bad_input(argv, capsys):
     with pytest.raises(SystemExit) as end:
         bench.main(argv or [""])
     assert end.value.code == 2
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+    assert printed == ""
