@@ -2,6 +2,7 @@
 # What a change to the kernels has to pass on a GPU, then the tables that the README shows.
 #   bash scripts/gpu.sh [FOLDER]     tables and logs go to results/bench, or to FOLDER; PYTHON chooses the interpreter
 set -euo pipefail
+source "$(dirname "$0")/usage.sh"
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${1:-results/bench}

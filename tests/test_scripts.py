@@ -386,6 +386,32 @@ def test_array_does_not_requeue_what_was_not_asked_to_stop(status, tmp_path, mon
     assert not cluster.exists()
 
 
+GPU = ["scripts/gpu.sh", "scripts/language_modeling/gpu.sh", "scripts/time_series/gpu.sh"]
+
+
+@pytest.mark.parametrize("script", [*GPU, *SUBMIT.values()])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_a_script_does_nothing_else(flag, script, cluster, monkeypatch):
+    """It prints the comment that the script, or the one it calls, opens with; nothing is asked of other programs."""
+    programs(cluster.parent, monkeypatch, python="echo started", python3="echo started", mkdir="echo made")
+    done = subprocess.run(["bash", ROOT / script, flag], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    source = (ROOT / script if script in GPU else ROOT / "scripts/submit.sh").read_text()
+    comment = source[: source.index("\nset -")].splitlines()[1:]
+    assert done.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in comment]
+    assert not cluster.exists()
+
+
+@pytest.mark.parametrize("script", GPU)
+@pytest.mark.parametrize("argv", [["--folder"], ["nowhere", "-x"]], ids=" ".join)
+def test_a_flag_where_a_folder_goes(argv, script, tmp_path, monkeypatch):
+    programs(tmp_path, monkeypatch, mkdir="echo made")
+    environment = os.environ | dict(PYTHON="echo")
+    done = subprocess.run(["bash", ROOT / script, *argv], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: no flag {argv[-1]}; --help says what can be set\n"
+
+
 def test_every_run_of_the_scaling_figure(tmp_path, capsys, monkeypatch):
     """What gpu.sh asks of the sweep: all its flags are valid, the best rates come after the runs that choose them."""
     monkeypatch.chdir(ROOT)

@@ -9,6 +9,7 @@
 # compiled at a time [16]. EXTRA: more flags for every run. PYTHON: the interpreter. A run that fails stops no other. The
 # same command goes on: finished runs are left out.
 set -uo pipefail
+source "$(dirname "$0")/../usage.sh"
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 out=${1:-results}

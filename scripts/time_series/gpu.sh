@@ -7,6 +7,7 @@
 # Chronos [10]. SEEDS, EXTRA: other seeds, more flags for every run. PYTHON: the interpreter.
 # A run that fails stops no other. The same command goes on: finished runs are left out, others resume.
 set -uo pipefail
+source "$(dirname "$0")/../usage.sh"
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 out=${1:-results}
