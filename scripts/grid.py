@@ -42,7 +42,7 @@ class GridSettings:
 def show(cfg, script, runs):
     """Print the command of every run, a pair (name, config files and flags), or run it.
 
-    With cfg.todo or cfg.run only of the runs that are still to be made.
+    With cfg.todo or cfg.run only of the runs that are still to be made. Raises BadInput if cfg.only matches none.
     """
     require_at_least(cfg, dict(jobs=1, spread=0))
     if cfg.together and cfg.spread:
@@ -54,6 +54,9 @@ def show(cfg, script, runs):
         if re.search(cfg.only, name):
             where = [f"--out_dir={cfg.out_dir}/{name}", "--init_from=auto"]
             commands.append(shlex.join(["python", script, *flags, *shlex.split(cfg.extra), *where]))
+    if runs and not commands:
+        some = ", ".join(name for name, _ in runs[:: -(-len(runs) // 3)])
+        raise BadInput(f"only is {cfg.only!r}, found in no name of the grid's {len(runs)} runs, such as {some}")
     if cfg.todo or cfg.run:
         commands = to_do(commands, here=cfg.run)
     if cfg.run and cfg.together:

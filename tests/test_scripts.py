@@ -250,7 +250,21 @@ def test_a_grid_runs_here_and_again_does_nothing(tmp_path, capfd, monkeypatch):
         assert json.loads((folder / "run.json").read_text())["status"] == "finished"
         assert "step 2/2" in (folder / "output.txt").read_text()
     assert sweep("icl_regression", capfd, *argv) == []
-    assert sweep("icl_regression", capfd, *argv, "--extra=config/icl_configs/tiny.py", "--only=no_such_run") == []
+    monkeypatch.setattr(grid, "queued", set)
+    assert sweep("icl_regression", capfd, *argv, "--todo=True", "--run=False") == []
+
+
+@pytest.mark.parametrize("argv", [[], ["--todo=True"], ["--run=True"]], ids=" ".join)
+@pytest.mark.parametrize("name", [*COUNTS, "time_series"])
+def test_no_such_run(name, argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep(name, capsys, "--only=no_such_run", *argv)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: only is 'no_such_run', found in no name of the grid's ")
+    assert f"{COUNTS.get(name, 36)} runs, such as standard_" in said
+    assert said.count(", ") == 4
+    assert said.count("\n") == 1
 
 
 def test_no_jobs(capsys):
