@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import corpus, files, hub
+from data import corpus, ett, files, hub
 from data.corpus import ALPHABET, CHARACTERS, CorpusWriter, codec, encode_symbols, load_corpus
 from data.ett import COLUMNS, load_ett
 from training.errors import BadInput
@@ -762,3 +762,11 @@ def test_a_damaged_series_is_refused(tmp_path, series, damage, message):
     damage(tmp_path / "ETTh1")
     with pytest.raises(BadInput, match=message):
         load_ett(tmp_path / "ETTh1")
+
+
+def test_a_missing_series_names_its_command(tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match=rf"make it with: python data/ett/prepare.py --names ETTm1 --out {tmp_path}$"):
+        load_ett(tmp_path / "ETTm1")
+    monkeypatch.setattr(ett, "__file__", f"{tmp_path}/__init__.py")
+    with pytest.raises(BadInput, match=r"make it with: python data/ett/prepare.py --names ETTm1$"):
+        load_ett(tmp_path / "ETTm1")

@@ -549,7 +549,7 @@ def test_it_learns_a_periodic_series(argv, tmp_path):
         (dict(init_lr=0), "init_lr is 0.0, it must be above 0"),
         (dict(eval_batch_size=0), "eval_batch_size is 0"),
         (dict(block_size=32), "block_size is 32, the model reads look_back = 16 steps"),
-        (dict(dataset="ETTh2"), "make it with: python data/ett/prepare.py --names ETTh2"),
+        (dict(dataset="ETTh2"), "make it with: python data/ett/prepare.py --names ETTh2 --out /"),
         (dict(look_back=86), "the train part has 90 rows, too few for look_back 86 and horizon 5"),
         (dict(horizon=31), "the test part has 30 rows, too few for horizon 31"),
         (dict(horizon=41), "the val part has 40 rows, too few for horizon 41"),

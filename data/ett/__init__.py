@@ -30,7 +30,9 @@ class Series(NamedTuple):
 def load_ett(folder):
     """The Series that prepare.py left in a folder. BadInput if files are missing, cut short or damaged."""
     folder = Path(folder)
+    at_home = folder.resolve() == (Path(__file__).parent / folder.name).resolve()
     again = f"make it with: python data/ett/prepare.py --names {folder.name}"
+    again += "" if at_home else f" --out {folder.parent}"
     try:
         meta = json.loads((folder / "meta.json").read_text())
         rows, minutes = [meta["rows"][split] for split in SPLITS], int(meta["minutes"])
