@@ -55,7 +55,8 @@ def train_all(out_dir, seed):
         while waiting or running:
             while waiting and len(running) < 2:
                 name = waiting.pop(0)
-                log = open(out_dir / f"{name}.log", "w")  # noqa: SIM115  closed with the process
+                (out_dir / name).mkdir(exist_ok=True)
+                log = open(out_dir / name / "output.txt", "w")  # noqa: SIM115  closed with the process
                 flags = [f"--out_dir={out_dir / name}", f"--seed={seed}", "--init_from=auto", "--device=cpu"]
                 arguments = [sys.executable, *RUNS[name][1], *flags]
                 running[name] = subprocess.Popen(arguments, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -64,10 +65,10 @@ def train_all(out_dir, seed):
                 if process.poll() is not None:
                     del running[name]
                     if process.returncode:
-                        sys.exit(f"{name} failed:\n{(out_dir / f'{name}.log').read_text()[-2000:]}")
+                        sys.exit(f"{name} failed:\n{(out_dir / name / 'output.txt').read_text()[-2000:]}")
             seconds = time.monotonic() - started
             if running and seconds - said > 5:
-                words = [f"{name} {last_line(out_dir / f'{name}.log')}" for name in running]
+                words = [f"{name} {last_line(out_dir / name / 'output.txt')}" for name in running]
                 print(f"[{seconds:3.0f} s] " + " | ".join(words), flush=True)
                 said = seconds
     finally:

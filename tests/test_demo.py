@@ -10,6 +10,7 @@ from runs import TINY_LM, flags, write_corpus
 
 import sample
 import train
+from plots.records import find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -41,6 +42,7 @@ def test_the_demo_at_tiny_size(tmp_path, monkeypatch, capfd):
     for name in runs:
         record = json.loads((tmp_path / "out" / name / "run.json").read_text())
         assert (record["status"], record["settings"]["seed"]) == ("finished", 3)
+    assert len(find_runs((tmp_path / "out").glob("icl_*"))) == 3
     for picture in ("in_context_regression", "language_modelling"):
         for kind in ("png", "svg"):
             assert (tmp_path / "out" / f"{picture}.{kind}").stat().st_size > 5_000
