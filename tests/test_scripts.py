@@ -400,6 +400,18 @@ def test_array_does_not_requeue_what_was_not_asked_to_stop(status, tmp_path, mon
     assert not cluster.exists()
 
 
+def test_what_the_readme_reads_its_quick_start_has_made(monkeypatch):
+    """The folders of sample.py and evaluate_ICL.py are those of its tiny runs."""
+    monkeypatch.chdir(ROOT)
+    lines = (ROOT / "README.md").read_text().replace("\\\n", "").splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("    python ")]
+    tiny = [c for c in commands if c[0] in ("train.py", "train_ICL.py") and "tiny" in c[1]]
+    made = {settings(shlex.join(["python", *c]))[0].out_dir for c in tiny}
+    read = [c[1].removeprefix("--out_dir=") for c in commands if c[0] in ("sample.py", "evaluate_ICL.py")]
+    assert len(read) == 2
+    assert set(read) <= made
+
+
 GPU = ["scripts/gpu.sh", "scripts/language_modeling/gpu.sh", "scripts/time_series/gpu.sh"]
 
 
