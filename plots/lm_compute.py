@@ -59,7 +59,7 @@ def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
         runs, card = on_one_card(runs)
     curves = trace(tuned(runs, LM_LOSS, LM_RATE), LM_LOSS, x)
     laws = fit_laws(curves, x) if fit else {}
-    where = f"{X_AXES[x]}\n{card}" if card else X_AXES[x]
+    where = f"{X_AXES[x]}, {card}" if card else X_AXES[x]
     ax.set(xscale="log", yscale="log", xlabel=where, ylabel="validation loss (nats per token)")
     solid = dict.fromkeys(line_styles(curves), "-")
     draw_curves(ax, curves, markers=lambda n: [n - 1], faint=fit, lines=solid if fit else None)

@@ -46,7 +46,7 @@ X_AXES = {  # key of metrics.jsonl: words of the axis
     "compute": "training FLOPs",
     "paper_compute": "forward multiply-adds, the paper's count",
     "seconds": "training time (s)",
-    "gpu_seconds": "training time at the run's median pace (s)",  # not in metrics.jsonl: tokens / Run.pace
+    "gpu_seconds": "training time at median pace (s)",  # not in metrics.jsonl: tokens / Run.pace
     "step": "steps",
 }
 FEWEST_PACES = 3  # progress lines that a median is taken of

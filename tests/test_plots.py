@@ -527,10 +527,10 @@ def test_times_are_of_one_card(tmp_path, capsys):
     runs = read_runs([tmp_path], "train.py")
     (curve,), _ = lm_compute.draw(ax := axes(), runs, "gpu_seconds")
     assert curve.seeds == [2, 3]
-    assert ax.get_xlabel().endswith("\nH200")
+    assert ax.get_xlabel().endswith("pace (s), H200")
     (curve,), _ = lm_compute.draw(ax := axes(), runs)
     assert curve.seeds == [1, 2, 3]
-    assert "\n" not in ax.get_xlabel()
+    assert "H200" not in ax.get_xlabel()
     lm_compute.main([str(tmp_path), "--x=step", "--x=gpu_seconds", "--out", str(tmp_path / "fig.png")])
     said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert said == ["gpu_seconds: 1 of 3 runs left out, which ran on another card"]
