@@ -4,11 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from compare import relative_error
+from torch._dynamo.backends.debugging import aot_eager
+from torch.nn.parallel import DistributedDataParallel
 
 pytest.importorskip("triton", reason="Triton is not installed: make interpreter")
 
+from model import GPT, ModelConfig
 from structured import ScoringConfig, build_scoring, kernels
 from structured.kernels import heads
 from structured.layers import Linear
@@ -127,6 +131,41 @@ def test_mixing_is_the_same_with_it(structure, compiled, monkeypatch):
         assert relative_error(g, w) < 1e-5
     plain = scoring(x, value(x).unflatten(-1, (cfg.kv_heads, 8)).transpose(1, 2))
     assert relative_error(got[0], plain) < 1e-5
+
+
+@pytest.fixture
+def one_process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+def test_in_a_compiled_network_that_is_cut_into_buckets(monkeypatch):
+    """DistributedDataParallel has compiled networks cut where gradients are to be sent."""
+    torch.manual_seed(0)
+    scoring = dataclasses.replace(BASE, d_model=128, n_head=2)
+    model = GPT(ModelConfig(scoring, n_layer=6), vocab_size=11).to(DEVICE)
+    parts = []
+
+    def backend(graph, inputs):
+        parts.append(graph)
+        return aot_eager(graph, inputs)
+
+    network = DistributedDataParallel(torch.compile(model, backend=backend), bucket_cap_mb=1)
+    tokens = torch.randint(11, (2, 32), device=DEVICE)
+    losses, gradients = [], []
+    for together in (True, False):
+        monkeypatch.setattr(kernels, "norms_heads", lambda x, together=together: together)
+        torch.compiler.reset()
+        model.zero_grad()
+        losses.append(network(tokens, tokens)[1])
+        losses[-1].backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert len(parts) > 2  # of two networks
+    torch.testing.assert_close(*losses)
+    for got, want in zip(*gradients, strict=True):
+        assert relative_error(got, want) < 1e-4
 
 
 def test_without_norms_there_is_nothing_to_do(monkeypatch):
