@@ -59,7 +59,7 @@ SWEEPS = {  # script: the grid that runs it together; older records of such runs
     "train.py": "scripts/language_modeling/sweep.py",
     "train_ICL.py": "scripts/icl_regression/sweep.py",
 }
-NAMED = 3  # of many commands that an error gives
+NAMED = 3  # of many runs or commands that an error gives
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ def as_of(runs, step, metric="eval/last"):
     """The runs as they stood at their evaluation at exactly `step`, which is then the last that each of them has.
 
     Where nothing before it depends on the length of a run, this is what runs of so many steps give. Raises BadInput if
-    a run has no `metric` there, with the last step that each such run has one at, and the last that all have.
+    a run has no `metric` there, with the last step that such runs have one at, and the last that all have.
     """
     evaluated = {run.folder: set(run.evaluated.get(metric, {})) for run in runs}
     lacking = []
@@ -282,7 +282,9 @@ def as_of(runs, step, metric="eval/last"):
     if lacking:
         shared = set.intersection(*evaluated.values())
         has = f"step {max(shared):,} is the last that" if shared else "there is none that"
-        raise BadInput("\n".join([*lacking, f"{has} all {len(runs)} runs have; leave runs out with --only NAME=VALUE"]))
+        more = [f"and {len(lacking) - NAMED} more"] if len(lacking) > NAMED else []
+        way = f"{has} all {len(runs)} runs have; leave runs out with --only NAME=VALUE"
+        raise BadInput("\n".join([*lacking[:NAMED], *more, way]))
     return [replace(run, as_of=step) for run in runs]
 
 

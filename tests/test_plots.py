@@ -348,6 +348,10 @@ def test_a_run_that_has_no_evaluation_at_the_step_is_named_and_never_dropped(tmp
     write_icl(tmp_path / "d", steps=(), status="running", seed=2)
     said = refusal(capsys, icl_width.main, tmp_path, "--at-step=100", *out)
     assert "d has no eval/last at step 100 (nowhere yet)\nthere is none that all 4 runs have;" in said
+    write_icl(tmp_path / "e", steps=STEPS[:1], status="running", seed=3)
+    said = refusal(capsys, icl_width.main, tmp_path, "--at-step=150", *out)
+    assert said.count("has no eval/last at step 150") == 3
+    assert "\nand 2 more\nthere is none that all 5 runs have;" in said
 
 
 def test_missing_metrics_are_named(tmp_path, capsys):
