@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import make_folder, sha256, write_json
+from data.files import at_home, make_folder, sha256, write_json
 from training.errors import BadInput
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))  # 96 symbols; the index of a symbol is its token id
@@ -309,8 +309,8 @@ def _how_to_make(folder):
     folder = Path(folder)
     names = sorted(path.parent.name for path in Path(__file__).parent.glob("*/prepare.py") if path.parent.name != "ett")
     if folder.name in names:
-        at_home = folder.resolve() == (Path(__file__).parent / folder.name).resolve()
-        return f"make it with: python data/{folder.name}/prepare.py" + ("" if at_home else f" --out {folder}")
+        where = "" if at_home(folder, Path(__file__).parent) else f" --out {folder}"
+        return f"make it with: python data/{folder.name}/prepare.py{where}"
     near = difflib.get_close_matches(folder.name, names, n=1)
     guess = f"did you mean data/{near[0]}? " if near else ""
     return f"{guess}make one with: python data/NAME/prepare.py --out {folder}, NAME one of {', '.join(names)}"

@@ -92,6 +92,11 @@ def download(url):
     return content
 
 
+def at_home(folder, home):
+    """Whether a prepared folder is the one of its name in `home`, where prepare.py puts it if not told otherwise."""
+    return Path(folder).resolve() == (Path(home) / Path(folder).name).resolve()
+
+
 def make_folder(path):
     try:
         Path(path).mkdir(parents=True, exist_ok=True)

@@ -54,12 +54,9 @@ def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
     nothing to fit.
     """
     check_same(runs, ["dataset"])
-    card = ""
-    if x in TIMES:
-        runs, card = on_one_card(runs)
+    runs, where = comparable(runs, x)
     curves = trace(tuned(runs, LM_LOSS, LM_RATE), LM_LOSS, x)
     laws = fit_laws(curves, x) if fit else {}
-    where = f"{X_AXES[x]}, {card}" if card else X_AXES[x]
     ax.set(xscale="log", yscale="log", xlabel=where, ylabel="validation loss (nats per token)")
     solid = dict.fromkeys(line_styles(curves), "-")
     draw_curves(ax, curves, markers=lambda n: [n - 1], faint=fit, lines=solid if fit else None)
@@ -75,10 +72,12 @@ def draw(ax, runs, x="non_emb_compute", fit=False, with_legend=True):
     return curves, laws
 
 
-def on_one_card(runs):
-    """(the runs on the card that most of them ran on, its name)."""
-    card, _ = Counter(run.record.get("device", "") for run in runs).most_common(1)[0]
-    return [run for run in runs if run.record.get("device", "") == card], card
+def comparable(runs, x):
+    """(the runs whose x compare, the words of the axis): of times those on the card that most of them ran on."""
+    if x not in TIMES:
+        return runs, X_AXES[x]
+    card, _ = Counter(run.record.get("device") for run in runs).most_common(1)[0]
+    return [run for run in runs if run.record.get("device") == card], f"{X_AXES[x]}, {card or 'card not known'}"
 
 
 def show_the_end(ax, curves):
@@ -203,13 +202,13 @@ def main(argv=None):
             panels[x] = draw(ax, runs, x, args.fit, with_legend=False)
         for ax in axes[1:]:
             ax.set_ylabel("")
-        curves, _ = panels[x]
-        show_legend(axes, curves, {x: laws for x, (_, laws) in panels.items()})
+        every = max((curves for curves, _ in panels.values()), key=len)  # of times there are those of one card only
+        show_legend(axes, every, {x: laws for x, (_, laws) in panels.items()})
     for x, (curves, laws) in panels.items():
         told = [final_table(curves, LM_LOSS, x), *law_lines(curves, laws, x), *share_lines(curves, laws, x)]
         print("\n".join(told))
-        if x in TIMES and len(kept := on_one_card(runs)[0]) < len(runs):
-            print(f"{x}: {len(runs) - len(kept)} of {len(runs)} runs left out, which ran on another card")
+        if left := len(runs) - len(comparable(runs, x)[0]):
+            print(f"{x}: {left} of {len(runs)} runs left out, which ran on another card")
 
 
 if __name__ == "__main__":

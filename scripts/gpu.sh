@@ -3,6 +3,7 @@
 #   bash scripts/gpu.sh [FOLDER]     tables and logs go to results/bench, or to FOLDER; PYTHON chooses the interpreter
 set -euo pipefail
 source "$(dirname "$0")/usage.sh"
+only_folder "$@"
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${1:-results/bench}

@@ -9,18 +9,16 @@
 # A task gets one GPU where SLURM knows of any; --gres, --gpus, SBATCH_GRES or SBATCH_GPUS say otherwise (--gres=none).
 # The Python environment is the one that is active here. Commands and logs go to a new folder in $LOG_DIR (out/slurm).
 set -euo pipefail
-if [[ " $* " =~ \ (-h|--help)\  ]]; then
-    sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"
-    exit
-fi
 script=$(realpath "$1")
 shift
 cd "$(dirname "$0")/.."
+source scripts/usage.sh
 grid=$(basename "$(dirname "$script")")
 
 dry_run='' flags=()
 while [ $# -gt 0 ]; do
     case $1 in
+        -h | --help) usage scripts/submit.sh; exit ;;
         --dry-run) dry_run=yes ;;
         --) shift; break ;;
         *) flags+=("$1") ;;

@@ -1,7 +1,15 @@
-# Sourced by scripts whose one argument is a folder: --help prints the comment they open with, other flags are refused.
-for argument; do
-    case $argument in
-        -h | --help) sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"; exit ;;
-        -*) echo "error: no flag $argument; --help says what can be set" >&2; exit 2 ;;
-    esac
-done
+# Sourced by scripts that open with a comment on their use.
+
+usage() { # SCRIPT: prints that comment
+    sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$1"
+}
+
+only_folder() { # ARGUMENTS: --help prints the comment and ends, another flag is refused
+    local argument
+    for argument; do
+        case $argument in
+            -h | --help) usage "$0"; exit ;;
+            -*) echo "error: no flag $argument; --help says what can be set" >&2; exit 2 ;;
+        esac
+    done
+}

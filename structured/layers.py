@@ -30,9 +30,11 @@ class Linear(nn.Linear):
 
 def side_by_side(x, *linears):
     """The outputs of several layers on one input, (.., sum of their d_out), as one product."""
-    biases = [linear.bias for linear in linears]
-    bias = None if biases[0] is None else torch.cat(biases)
-    return F.linear(x, torch.cat([linear.weight for linear in linears]), bias)
+    weight, bias = torch.cat([linear.weight for linear in linears]), None
+    if any(linear.bias is not None for linear in linears):
+        zeros = weight.new_zeros
+        bias = torch.cat([zeros(each.out_features) if each.bias is None else each.bias for each in linears])
+    return F.linear(x, weight, bias)
 
 
 class BlockDiagonal(nn.Module):

@@ -129,7 +129,7 @@ class Scoring(nn.Module):
         return self.attend(*self.queries_and_keys(x), v)
 
     def mix(self, x, value):
-        """`forward` with values that the layer `value`, d_model -> kv_heads * d_head, still has to make of x."""
+        """`forward` with values that nn.Linear `value`, d_model -> kv_heads * d_head, still has to make of x."""
         return self(x, value(x).unflatten(-1, (self.cfg.kv_heads, -1)).transpose(1, 2))
 
     def options(self):

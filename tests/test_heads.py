@@ -40,13 +40,13 @@ def kernel(qkv, query_weight, key_weight, layout):
     return heads.NormedHeads.apply(qkv, query_weight, key_weight, layout, EPS)
 
 
-def example(case, dtype=torch.float32, device=DEVICE):
+def example(case, dtype=torch.float32):
     """(inputs, layout) with rows far from mean 0 and deviation 1."""
     B, T, n_head, kv_heads, width, d_value = CASES[case]
     g = torch.Generator().manual_seed(T)
     qkv = 3 * torch.randn(B, T, (n_head + kv_heads) * width + kv_heads * d_value, generator=g) + 1
     weights = (1 + torch.rand(width, generator=g) for _ in range(2))
-    return [x.to(device, dtype) for x in (qkv, *weights)], heads.Layout(n_head, kv_heads, width)
+    return [x.to(DEVICE, dtype) for x in (qkv, *weights)], heads.Layout(n_head, kv_heads, width)
 
 
 def with_gradients(function, inputs, layout):
@@ -91,9 +91,11 @@ def test_no_rows():
 
 def test_operators_that_pytorch_knows():
     (qkv, *weights), layout = example("grouped, widths that differ")
-    torch.library.opcheck(heads.forward_operator, (qkv, *weights, list(layout), EPS))
     grads = [torch.randn_like(x) for x in definition(qkv, *weights, layout)]
-    torch.library.opcheck(heads.backward_operator, (qkv, *weights, *grads, list(layout), EPS))
+    for operator, tensors in ((heads.forward_operator, ()), (heads.backward_operator, grads)):
+        checked = torch.library.opcheck(operator, (qkv, *weights, *tensors, list(layout), EPS))
+        assert checked["test_faketensor"] == "SUCCESS"
+        assert set(checked.values()) == {"SUCCESS"}
 
 
 BASE = ScoringConfig("low_rank", d_model=24, n_head=3, block_size=32)
@@ -131,6 +133,19 @@ def test_mixing_is_the_same_with_it(structure, compiled, monkeypatch):
         assert relative_error(g, w) < 1e-5
     plain = scoring(x, value(x).unflatten(-1, (cfg.kv_heads, 8)).transpose(1, 2))
     assert relative_error(got[0], plain) < 1e-5
+
+
+@pytest.mark.parametrize(("own", "values"), [(False, True), (True, False)])
+def test_a_bias_that_only_some_have(own, values, monkeypatch):
+    torch.manual_seed(0)
+    scoring = build_scoring(dataclasses.replace(BASE, bias=own)).to(DEVICE)
+    value = Linear(24, 24, role="hidden", bias=values).to(DEVICE)
+    for p in (*scoring.parameters(), *value.parameters()):
+        torch.nn.init.normal_(p)
+    x = torch.randn(2, 32, 24, device=DEVICE)
+    got, want = (attend(scoring, value, x, together, monkeypatch) for together in (True, False))
+    for g, w in zip(got, want, strict=True):
+        assert relative_error(g, w) < 1e-5
 
 
 @pytest.fixture

@@ -522,7 +522,7 @@ def test_what_a_law_needs_of_standard_attentions_compute(tmp_path, capsys):
     assert law.inverse(law(1e15)) == pytest.approx(1e15)
 
 
-def test_times_are_of_one_card(tmp_path, capsys):
+def test_times_are_of_one_card(tmp_path, capsys, monkeypatch):
     """The card of most runs, under the axis; compute is of all of them."""
     folders = [write_lm(tmp_path / f"{seed}", seed=seed, pace=2e4 * seed) for seed in (1, 2, 3)]
     for folder, card in zip(folders, ("H100", "H200", "H200"), strict=True):
@@ -535,6 +535,13 @@ def test_times_are_of_one_card(tmp_path, capsys):
     (curve,), _ = lm_compute.draw(ax := axes(), runs)
     assert curve.seeds == [1, 2, 3]
     assert "H200" not in ax.get_xlabel()
+    other = write_lm(tmp_path / "mlr", token_mixing_struct="multi_level_low_rank")  # on neither card
+    named = []
+    monkeypatch.setattr(lm_compute, "show_legend", lambda axes, curves, laws: named.extend(c.structure for c in curves))
+    lm_compute.main([str(tmp_path), "--x=step", "--x=gpu_seconds", "--out", str(tmp_path / "fig.png")])
+    assert sorted(named) == ["low_rank", "multi_level_low_rank"]
+    assert "gpu_seconds: 2 of 4 runs left out, which ran on another card" in capsys.readouterr().out
+    shutil.rmtree(other)
     lm_compute.main([str(tmp_path), "--x=step", "--x=gpu_seconds", "--out", str(tmp_path / "fig.png")])
     said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert said == ["gpu_seconds: 1 of 3 runs left out, which ran on another card"]

@@ -3,11 +3,11 @@
 #   python train_TS.py config/ts_configs/tiny.py
 #   python train_TS.py config/ts_configs/tiny.py config/ts_configs/mlr.py --out_dir=out/ts_tiny_mlr
 # 15 to 50 s each on one CPU thread. Zero, where the output starts, costs val mse 1.50, test mse 1.11. At steps 100,
-# 200, 300, the range of four runs, seeds 1337 and 1 on one thread and on two:
-#   standard  val mse 0.96-1.00, 0.84-1.03, 0.84-0.91   test mse 0.56-0.80, 0.50-0.75, 0.52-0.67
-#   MLR       val mse 1.08-1.15, 0.81-0.93, 0.87-0.94   test mse 0.77-0.85, 0.57-0.70, 0.59-0.79
-# In an earlier measurement the last test mse were 0.57 and 0.77, MLR's 0.55 and 0.64: the months after the training
-# part differ from it, and nothing here corrects for that, so rounding, seeds and steps differ by more than structures.
+# 200, 300, the range of seeds 1337 and 1 on one thread and on two, and of an earlier machine:
+#   standard  val mse 0.96-1.01, 0.84-1.03, 0.84-1.02   test mse 0.56-0.80, 0.50-0.75, 0.52-0.77
+#   MLR       val mse 1.08-1.15, 0.81-0.93, 0.87-0.99   test mse 0.77-0.85, 0.55-0.70, 0.55-0.79
+# The months after the training part differ from it, and nothing here corrects for that, so rounding, seeds and steps
+# differ by more than structures do.
 
 out_dir = "out/ts_tiny"
 d_model = 64

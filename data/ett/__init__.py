@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.files import at_home
 from training.errors import BadInput
 
 COLUMNS = ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
@@ -30,9 +31,8 @@ class Series(NamedTuple):
 def load_ett(folder):
     """The Series that prepare.py left in a folder. BadInput if files are missing, cut short or damaged."""
     folder = Path(folder)
-    at_home = folder.resolve() == (Path(__file__).parent / folder.name).resolve()
-    again = f"make it with: python data/ett/prepare.py --names {folder.name}"
-    again += "" if at_home else f" --out {folder.parent}"
+    where = "" if at_home(folder, Path(__file__).parent) else f" --out {folder.parent}"
+    again = f"make it with: python data/ett/prepare.py --names {folder.name}{where}"
     try:
         meta = json.loads((folder / "meta.json").read_text())
         rows, minutes = [meta["rows"][split] for split in SPLITS], int(meta["minutes"])

@@ -10,6 +10,7 @@
 # same command goes on: finished runs are left out.
 set -uo pipefail
 source "$(dirname "$0")/../usage.sh"
+only_folder "$@"
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 out=${1:-results}

@@ -8,6 +8,7 @@
 # A run that fails stops no other. The same command goes on: finished runs are left out, others resume.
 set -uo pipefail
 source "$(dirname "$0")/../usage.sh"
+only_folder "$@"
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 out=${1:-results}
