@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from dataclasses import dataclass
 from signal import Signals
 
@@ -125,7 +126,8 @@ class World:
     def leave(self):
         """Wait for the others, so that nobody's end looks like a failure while the first still writes.
 
-        The group is left to the end of the process: taking gloo's apart on a busy machine was seen to hang.
+        The group is left to the end of the process: DDP holds it, too, and taking gloo's apart while one of its threads
+        lets go of a tensor (`reduce`) can hang.
         """
         self.reduce(torch.zeros(1))
 
@@ -174,10 +176,17 @@ class World:
         return contextlib.nullcontext()
 
     def reduce(self, tensor, op=dist.ReduceOp.SUM):
-        """The sum, or another `op`, of every process's tensor."""
+        """The sum, or another `op`, of every process's tensor.
+
+        Gloo's thread lets go of the tensor after the sum is known, for which it takes Python's lock; a process that
+        ends in that moment is aborted (pytorch/pytorch#190489), so the tensor is given out when it is ours alone.
+        """
         if self.size > 1:
             tensor = tensor.clone()
+            ours = sys.getrefcount(tensor)
             dist.all_reduce(tensor, op)
+            while tensor.is_cpu and sys.getrefcount(tensor) > ours:
+                time.sleep(0)  # Python's lock is free
         return tensor
 
     def mean(self, tensor):
