@@ -239,6 +239,29 @@ def test_runs_that_stand_at_different_steps(tmp_path):
                     assert line[key] == pytest.approx(expected[key], rel=1e-4), (name, key, line["step"])
 
 
+@pytest.mark.parametrize("name", ["first", "third"])
+def test_a_run_that_has_no_step_to_make(name, tmp_path):
+    """Its checkpoint is of its last step, as where a kill comes just before the end is recorded."""
+    fit_alone(tmp_path / "together", {name: ALIKE[name]}, **PACKED)
+    fit_alone(tmp_path / "alone", ALIKE, **PACKED)
+    fit_together(plans(tmp_path / "together", ALIKE, **PACKED, init_from="auto"), jobs=3)
+    for other in ALIKE:
+        assert_same_curves(tmp_path / "together" / other, tmp_path / "alone" / other)
+        assert record(tmp_path / "together" / other)["status"] == "finished"
+
+
+def test_a_run_of_a_pack_that_is_past_its_last_step(data_dir, tmp_path, capsys):
+    language = functools.partial(plan, train, train.LanguageModelling, TINY_LM, data_dir=data_dir, **PACKED)
+    language(out_dir=tmp_path / "second").build().fit()
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        again = dict(max_iters=4, init_from="auto")
+        fit_together([language(out_dir=tmp_path / name, **again) for name in ("first", "second")], jobs=2)
+    assert f"error: {tmp_path / 'second'} is at step 6, max_iters is 4; " in capsys.readouterr().err
+    for name, steps in (("first", 4), ("second", 6)):
+        about = record(tmp_path / name)
+        assert (about["status"], about["settings"]["max_iters"]) == ("finished", steps)
+
+
 def test_a_grid_in_one_process(tmp_path, capsys):
     tiny = "--n_layer=1 --batch_size=2 --max_iters=2 --eval_prompts=4 --log_interval=1 --compile=False --device=cpu"
     tiny += " --training_curriculum_adaptive_inc=False --n_positions=4"

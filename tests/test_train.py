@@ -133,6 +133,16 @@ def test_free_settings_may_change_at_a_resume(argv, whole, tmp_path):
     assert_equal(checkpoint(tmp_path)["model"], checkpoint(whole)["model"], "model")
 
 
+def test_a_resume_to_fewer_steps_is_refused(argv, tmp_path, capsys):
+    train.main(argv(out_dir=tmp_path, max_iters=4))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert stops(train.main, argv(out_dir=tmp_path, max_iters=3, init_from="resume")) == 2
+    assert f"error: {tmp_path} is at step 4, max_iters is 3; a run goes on to more steps" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    train.main(argv(out_dir=tmp_path, max_iters=3, init_from="resume", eval_only=True))  # which takes no step
+    assert "step 4: val loss" in capsys.readouterr().out
+
+
 # --- kills ---
 
 

@@ -122,6 +122,11 @@ class Experiment:
 
     def training(self):
         """`fit`, a step at a time: it does nothing until asked for the next one."""
+        if self.step > self.cfg.max_iters:
+            raise BadInput(
+                f"{self.run.folder} is at step {self.step}, max_iters is {self.cfg.max_iters}; a run goes on to more "
+                "steps, one of fewer starts in another --out_dir"
+            )
         total, non_embedding = self.model.num_params()
         tokens = self.step_cost(self.step)["tokens"]
         per_token, processes = self.per_token(), self.world.size

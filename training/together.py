@@ -146,6 +146,9 @@ class Member:
             return 0
         except SystemExit as end:
             return end.code
+        except BadInput as refused:
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         except Exception:
             traceback.print_exc()
             return 1
@@ -156,7 +159,8 @@ class Pack:
     """The step of several experiments of one shape, all at once.
 
     An experiment of a pack hands over the inputs of its step where it would have made the step; `step` makes it for
-    all. One that has ended is computed along with its last inputs, which changes nothing for the others.
+    all. One that has ended is computed along with its last inputs, or another's where it had no step to make, which
+    changes nothing for the others.
     """
 
     def __init__(self, experiments):
@@ -179,7 +183,8 @@ class Pack:
 
     def step(self):
         """One step of all."""
-        self.update(*(torch.stack(same) for same in zip(*self.inputs, strict=True)))
+        some = next(filter(None, self.inputs))
+        self.update(*(torch.stack(same) for same in zip(*(own or some for own in self.inputs), strict=True)))
 
     def _update(self, steps, *inputs):
         """As `Experiment._static_update`; every tensor has the runs as its first dimension."""
