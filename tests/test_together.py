@@ -253,9 +253,9 @@ def test_a_run_that_has_no_step_to_make(name, tmp_path):
 def test_a_run_of_a_pack_that_is_past_its_last_step(data_dir, tmp_path, capsys):
     language = functools.partial(plan, train, train.LanguageModelling, TINY_LM, data_dir=data_dir, **PACKED)
     language(out_dir=tmp_path / "second").build().fit()
+    shorter = [language(out_dir=tmp_path / name, max_iters=4, init_from="auto") for name in ("first", "second")]
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
-        again = dict(max_iters=4, init_from="auto")
-        fit_together([language(out_dir=tmp_path / name, **again) for name in ("first", "second")], jobs=2)
+        fit_together(shorter, jobs=2)
     assert f"error: {tmp_path / 'second'} is at step 6, max_iters is 4; " in capsys.readouterr().err
     for name, steps in (("first", 4), ("second", 6)):
         about = record(tmp_path / name)
