@@ -61,7 +61,7 @@ def twin_mlr(m, x, v):
 
 def twin_bilinear_mlr(m, x, v):
     cfg = m.cfg
-    lists = ([p.weight for p in side] for side in (m.query, m.key, m.query_norm, m.key_norm))
+    lists = ([getattr(p, "weight", None) for p in side] for side in (m.query, m.key, m.query_norm, m.key_norm))
     divide_by = len(cfg.ranks) if cfg.weighting == "levels" else 1
     scores = reference.bilinear_mlr_scores(x, *lists, cfg.n_head, divide_by=divide_by, mup=cfg.scale_mup)
     return mixed(scores, v, cfg)
@@ -96,7 +96,7 @@ CHANGES = [  # what is switched on top of BASE, and for which structures
     *[(name, dict(link="identity")) for name in TWINS],
     *[(name, dict(link="identity", causal=False)) for name in TWINS],
     *[(name, dict(scale_sp=True)) for name in ("low_rank", "low_rank_with_sliding_window", "low_rank_with_gswa")],
-    *[(name, dict(qk_norm=False)) for name in ("low_rank", "multi_level_low_rank")],
+    *[(name, dict(qk_norm=False)) for name in ("low_rank", "multi_level_low_rank", "bilinear_MLR")],
     *[(name, dict(n_kv_head=1)) for name in list(TWINS)[:5]],
     ("low_rank", dict(d_qk_head=5)),
     ("multi_level_low_rank", dict(d_qk_head=6, ranks=(3, 3), weighting="shared", n_kv_head=1)),
