@@ -1,7 +1,7 @@
 """What the original does, as tables of facts: shapes, deviations, rates, curriculum, clipping, compute, defaults.
 
-The original is the paper's released code (YilunKuang/structured-attention, commit 4895ad58); each table says in which of
-its files the fact stands, or how it follows from the paper's formulas. Where we differ on purpose README says so.
+The original is the paper's released code (YilunKuang/structured-attention, commit 4895ad58); each table says in which
+of its files the fact stands, or how it follows from the paper's formulas. Where we differ on purpose README says so.
 """
 
 import math
@@ -248,6 +248,9 @@ def test_paper_compute_in_context(argv, mixing, n_dims, d_model):
     assert model.compute(T).paper / T == L * layer + 5 * D + n_dims * D + D
 
 
+WINDOW_KEYS = sum(min(1024, i + 512) - max(0, i - 512) for i in range(1024))  # the keys in [i - 512, i + 512)
+
+
 @pytest.mark.parametrize("d_model", [256, 384, 512, 768])
 @pytest.mark.parametrize(
     ("argv", "scores"),  # multiply-adds of a head's scores, in units of T = 1024
@@ -257,12 +260,8 @@ def test_paper_compute_in_context(argv, mixing, n_dims, d_model):
             ["--token_mixing_struct=multi_level_low_rank", "--mlr_block_divide_by_num_levels=True"],
             lambda T: sum(r * T // 2**i for i, r in enumerate((32, 8, 6, 4, 4, 4, 4, 2))),
         ),
-        # the keys in [i - 512, i + 512) that exist: 512 + i for the first half of the rows, 1536 - i for the second
-        (["--token_mixing_struct=low_rank_with_sliding_window"], lambda T: 64 * (512 * 512 + 512 * 511 / 2) * 2 / T + 32),
-        (
-            ["--token_mixing_struct=low_rank_with_gswa"],
-            lambda T: 32 * T + 32 * (512 * 512 + 512 * 511 / 2) * 2 / T + 16,
-        ),
+        (["--token_mixing_struct=low_rank_with_sliding_window"], lambda T: 64 * WINDOW_KEYS / T),
+        (["--token_mixing_struct=low_rank_with_gswa"], lambda T: 32 * T + 32 * WINDOW_KEYS / T),
     ],
     ids=["standard", "MLR", "window", "GSWA"],
 )
