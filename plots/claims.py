@@ -91,8 +91,8 @@ def speed():
     card, slower = record["device"].removeprefix("NVIDIA "), " to ".join(f"{100 * (ratio - 1):.0f}" for ratio in both)
     return (
         f"on one {card} MLR attention trains {slower}% slower than PyTorch's default attention (cuDNN); forward it "
-        f"takes {forward[0]:.2f} to {forward[1]:.2f} of its time, and {memory[0]:.2f} to {memory[1]:.2f} of its memory; "
-        f"forward and backward it takes {flash[0]:.2f} to {flash[1]:.2f} of FlashAttention-2's time"
+        f"takes {forward[0]:.2f} to {forward[1]:.2f} of its time, and {memory[0]:.2f} to {memory[1]:.2f} of its "
+        f"memory; forward and backward it takes {flash[0]:.2f} to {flash[1]:.2f} of FlashAttention-2's time"
     )
 
 

@@ -170,8 +170,14 @@ def fit_laws(runs, x="non_emb_compute"):
         if np.ptp(mine.x) == 0:
             name = STRUCTURES[structure][0]
             raise BadInput(f"the runs of {name} all end at the same x, a power law needs others; choose another --x")
-    seeds = sorted(set(points.seed)) if runs[0].settings["validation"] == RANDOM else []
-    columns = [f"{s}{end}" for s in enough for end in ("", " log x")] + [f"seed {seed}" for seed in seeds[1:]]
+    return fit_points(points, by_seed=runs[0].settings["validation"] == RANDOM)
+
+
+def fit_points(points, by_seed):
+    """The Laws of a table as `last_points` makes it; by_seed: every seed has validation text of its own."""
+    structures = [s for s in STRUCTURES if s in set(points.structure)]
+    seeds = sorted(set(points.seed)) if by_seed else []
+    columns = [f"{s}{end}" for s in structures for end in ("", " log x")] + [f"seed {seed}" for seed in seeds[1:]]
     log_x = np.log(points.x)
     matrix = design(points.assign(log_x=log_x - log_x.mean()), columns)
     return Laws(sm.OLS(np.log(points.loss), matrix).fit(), points)
