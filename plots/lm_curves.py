@@ -50,8 +50,8 @@ def draw(ax, curves):
 
 
 def rows(curves):
-    """A row for every curve: its last loss, the mean of the last ones, and the step at which it passes standard's."""
-    standard = next((curve for curve in curves if curve.structure == BASELINE), None)
+    """A row for every curve: its last loss, the mean of the last ones, and when it passes the best standard's."""
+    standard = min((c for c in curves if c.structure == BASELINE), key=lambda c: c.mean[-1], default=None)
     names = ["seeds", "last loss", f"mean of the last {LATEST} evaluations", "step of standard attention's last loss"]
     table = [["attention", "d_model", "steps", "rate", *names]]
     for curve in curves:

@@ -175,6 +175,7 @@ def fit_laws(runs, x="non_emb_compute"):
 
 def fit_points(points, by_seed):
     """The Laws of a table as `last_points` makes it; by_seed: every seed has validation text of its own."""
+    points = points.sort_values(["structure", "seed", "width"], ignore_index=True)  # whatever order they were read in
     structures = [s for s in STRUCTURES if s in set(points.structure)]
     seeds = sorted(set(points.seed)) if by_seed else []
     columns = [f"{s}{end}" for s in structures for end in ("", " log x")] + [f"seed {seed}" for seed in seeds[1:]]

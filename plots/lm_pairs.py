@@ -1,10 +1,12 @@
 """Language model: how far each structure is ahead of standard attention, pair by pair, in Markdown.
 
     python plots/lm_pairs.py results/language_modeling/*_lr0.003_seed[12] --only max_iters=10000 --only block_size=1024
+    python plots/lm_pairs.py results/language_modeling --only "validation=whole text" --best
 
 A pair is two runs that differ in the structure alone: one width, learning rate, seed and length, evaluated on the same
-text. The lead is standard attention's last loss less the other's. Its interval and p are those of Student's t for the
-mean of the pairs; how it changes with the width is a linear regression on ln d_model. All intervals are of 95%.
+text. --best: of every structure and width the runs at its best rate, which may be another than its pair's. The lead is
+standard attention's last loss less the other's. Its interval and p are those of Student's t for the mean of the pairs;
+how it changes with the width is a linear regression on ln d_model. All intervals are of 95%.
 """
 
 import sys
@@ -17,7 +19,7 @@ from scipy.stats import ttest_1samp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.lm_laws import BASELINE
+from plots.lm_laws import BASELINE, best_runs
 from plots.records import LM_LOSS, RANDOM, STRUCTURES, markdown, read_runs, run_arguments, within
 from training.errors import BadInput, command
 
@@ -25,25 +27,26 @@ SAME = ("dataset", "validation", "d_model", "n_layer", "block_size", "max_iters"
 FEWEST = 3  # pairs for an interval
 
 
-def key(run):
-    """What the two runs of a pair have in common."""
-    s = run.settings
+def key(run, best=False):
+    """What the two runs of a pair have in common; best: but for their learning rates."""
+    s = run.settings | (dict(init_lr="best") if best else {})
     sequences = s["batch_size"] * s["gradient_accumulation_steps"]
     windows = s["batch_size"] * s["eval_iters"] if s["validation"] == RANDOM else None
     return *(s[name] for name in SAME), sequences, windows
 
 
-def pairs(runs):
+def pairs(runs, best=False):
     """{structure: table (width, seed, lead) of its pairs with standard attention}, in the order of STRUCTURES.
 
-    Raises BadInput for two runs of one structure that could both be in a pair.
+    best: the runs are those of the best rate of each structure. Raises BadInput for two runs of one structure that
+    could both be in a pair.
     """
     found = {structure: {} for structure in STRUCTURES}
     for run in runs:
         mine = found[run.structure]
-        if key(run) in mine:
-            raise BadInput(f"{mine[key(run)].folder} and {run.folder} have the same settings; give one, or use --only")
-        mine[key(run)] = run
+        if (same := key(run, best)) in mine:
+            raise BadInput(f"{mine[same].folder} and {run.folder} have the same settings; give one, or use --only")
+        mine[same] = run
     standard, tables = found.pop(BASELINE), {}
     for structure, mine in found.items():
         rows = [
@@ -93,9 +96,10 @@ def rows(tables):
 @command
 def main(argv=None):
     parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
+    parser.add_argument("--best", action="store_true", help="compare each structure at its best learning rate")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
-    print(markdown(*rows(pairs(runs))))
+    print(markdown(*rows(pairs(best_runs(runs) if args.best else runs, args.best))))
 
 
 if __name__ == "__main__":

@@ -557,8 +557,8 @@ def below_table(runs, curves, name, at_step=None):
     until = "" if at_step is None else f" until step {at_step:,}"
     text = f"{len(runs)} runs, {sum(run.seconds for run in runs) / 3600:.1f} hours of training{until}."
     few = [curve for curve in curves if curve.tried and len(curve.tried) < 2]
-    one = f"One learning rate only, so none was chosen: {'; '.join(map(name, few))}." if few else ""
-    return "\n".join([text, *wrapped(one)])
+    which = f": {'; '.join(map(name, few))}" if len(few) < len(curves) else ""
+    return "\n".join([text, *wrapped(f"One learning rate only, so none was chosen{which}." if few else "")])
 
 
 def final_table(curves, y, x="step"):

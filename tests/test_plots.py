@@ -89,9 +89,7 @@ def write_icl(folder, seed=1, scale=1.0, steps=STEPS, drop=(), status="finished"
     return write_run(folder, "train_ICL.py", lines, status, **settings)
 
 
-def write_lm(
-    folder, width=256, scale=1.0, exponent=0.05, seed=1, pace=5e4, steps=STEPS, status="finished", **settings
-):
+def write_lm(folder, width=256, scale=1.0, exponent=0.05, seed=1, pace=5e4, steps=STEPS, status="finished", **settings):
     """Loss 20 C^-exponent; 1,000 tokens a step at 0.01 times `pace` in the first progress line, then 1, 2, 4."""
     lines = []
     for step in steps:
@@ -542,6 +540,19 @@ def test_only_runs_on_the_same_text_are_pairs(tmp_path, capsys):
     assert "have the same settings; give one" in said
 
 
+def test_pairs_at_the_best_rates(tmp_path, capsys):
+    """MLR is best at 1e-3, standard attention at 3e-3; at equal rates standard attention is ahead."""
+    for seed in (1, 2, 3):
+        for name, at_3, at_1 in (("low_rank", 1.0, 1.01), ("multi_level_low_rank", 1.02, 0.98)):
+            for rate, scale in ((3e-3, at_3), (1e-3, at_1)):
+                flags = dict(seed=seed, init_lr=rate, token_mixing_struct=name)
+                write_lm(tmp_path / f"{name}{rate}{seed}", scale=scale, about=dict(val_windows=9), **flags)
+    lm_pairs.main([str(tmp_path), "--best"])
+    assert f"| MLR | 3 of 3 pairs | {0.02 * 20 * (300e9 * 256**2) ** -0.05:+.4f} [" in capsys.readouterr().out
+    lm_pairs.main([str(tmp_path), "--only", "init_lr=0.003"])
+    assert "| MLR | 0 of 3 pairs | -" in capsys.readouterr().out
+
+
 def test_the_trend_of_the_lead_is_a_regression_on_the_logarithm_of_the_width(tmp_path):
     for width in (256, 512, 1024):
         for name, less in (("low_rank", 0), ("multi_level_low_rank", 0.2 - 0.01 * np.log2(width))):
@@ -565,7 +576,8 @@ def test_lm_rates_has_every_run_of_a_rate_and_the_lead_at_the_best(tmp_path, cap
     assert f"| 256 | standard | {1.1 * one:.4f} | **{one:.4f}, {1.04 * one:.4f}** |" in said
     assert f"| 256 | MLR | {0.98 * one:.4f} | **{0.96 * one:.4f}** |" in said
     words = " ".join(said.split())
-    assert f"MLR attention leads standard attention by {(1.02 - 0.96) * one:.3f} nats at d_model 256." in words
+    lead = f"{(1.02 - 0.96) * one:.3f} nats at d_model 256"
+    assert f"its best rate (one seed) MLR attention leads standard attention by {lead}." in words
     assert f"Runs of one command are up to {0.04 * one:.3f} nats apart." in words
 
 
