@@ -228,8 +228,8 @@ class InContextRegressor(Head):
     def __init__(self, cfg, n_dims):
         super().__init__(cfg)
         d_model = cfg.scoring.d_model
-        self.read_in = Linear(n_dims, d_model, role="embedding", bias=True)
-        self.read_out = Linear(d_model, 1, role="output", bias=True)
+        self.read_in = Linear(n_dims, d_model, role="embedding", bias=cfg.bias)
+        self.read_out = Linear(d_model, 1, role="output", bias=cfg.bias)
 
     def forward(self, tokens):
         return self.read_out(self.trunk(self.read_in(tokens))[:, ::2]).squeeze(-1)

@@ -31,15 +31,14 @@ from plots.records import (
 )
 from plots.style import GREY, handles, legend_below, line_key, line_styles, log_ticks, picture, structure_style
 from training.errors import BadInput, command
-
-DEFAULT_HEAD = 64  # where a record's n_head and d_head are both -1
+from training.settings import DEFAULT_HEAD
 
 
 def head_width(settings):
     """r = d_model / n_head."""
-    if settings["n_head"] != -1:
-        return settings["d_model"] // settings["n_head"]
-    return settings["d_head"] if settings["d_head"] != -1 else DEFAULT_HEAD
+    if settings["n_head"] == -1:
+        return DEFAULT_HEAD if settings["d_head"] == -1 else settings["d_head"]
+    return settings["d_model"] // settings["n_head"]
 
 
 def face(variant, lines):

@@ -59,7 +59,7 @@ def draw(ax, runs, x="non_emb_compute", with_legend=True):
 
     Raises BadInput if the datasets differ.
     """
-    check_same(runs, ["dataset", "validation"])
+    check_same(runs, ["dataset", "validation", "val_tokens"])
     runs, card = comparable(runs, x)
     curves = trace(tuned(runs, LM_LOSS, LM_RATE), LM_LOSS, x)
     ax.set(xscale="log", yscale="log", xlabel=axis_words(x, card), ylabel=LOSS_WORDS)

@@ -27,7 +27,7 @@ from plots.style import draw_curves, legend, log_ticks, picture
 from training.errors import command
 
 LATEST = 10  # evaluations in the mean of the last ones
-ALIKE = ("dataset", "validation", "d_model", "block_size", "max_iters")
+ALIKE = ("dataset", "validation", "val_tokens", "d_model", "block_size", "max_iters")
 
 
 def curves_of(runs):

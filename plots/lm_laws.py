@@ -41,7 +41,7 @@ BASELINE = "low_rank"
 TIMES = ("seconds", "gpu_seconds")
 AXES = {"non_emb_compute": "FLOPs", "gpu_seconds": "time"}
 RESAMPLED = 9_999  # draws of the bootstrap
-ALIKE = ("dataset", "validation", "block_size", "max_iters")  # what runs of one regression share
+ALIKE = ("dataset", "validation", "val_tokens", "block_size", "max_iters")  # what runs of one regression share
 
 
 @dataclass(frozen=True)

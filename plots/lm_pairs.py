@@ -23,7 +23,10 @@ from plots.lm_laws import BASELINE, best_runs
 from plots.records import LM_LOSS, RANDOM, STRUCTURES, markdown, read_runs, run_arguments, within
 from training.errors import BadInput, command
 
-SAME = ("dataset", "validation", "d_model", "n_layer", "block_size", "max_iters", "warmup_iters", "init_lr", "seed")
+SAME = (
+    "dataset", "validation", "val_tokens", "d_model", "n_layer", "block_size", "max_iters", "warmup_iters", "init_lr",
+    "seed",
+)  # fmt: skip
 FEWEST = 3  # pairs for an interval
 
 

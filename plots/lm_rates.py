@@ -27,7 +27,7 @@ from plots.records import (
 from training.errors import command
 
 MLR = "multi_level_low_rank"
-ALIKE = ("dataset", "validation", "block_size", "max_iters", "seed")
+ALIKE = ("dataset", "validation", "val_tokens", "block_size", "max_iters", "seed")
 
 
 def losses(runs):

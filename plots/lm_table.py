@@ -28,7 +28,7 @@ from plots.records import (
 )
 from training.errors import command
 
-COLUMNS = {"d_model", "block_size", "max_iters", "mlr_rank_list"}  # settings that have one, and are not named besides
+COLUMNS = {"d_model", "block_size", "val_tokens", "max_iters", "mlr_rank_list"}  # what is not named besides
 MLR = "multi_level_low_rank"
 
 
@@ -49,7 +49,7 @@ def rows(curves):
 
 def by_width(runs):
     """A row for every structure, a column for every width: the last loss of each seed; below them the time of a run."""
-    check_same(runs, ("dataset", "validation", "block_size", "max_iters", LM_RATE))
+    check_same(runs, ("dataset", "validation", "val_tokens", "block_size", "max_iters", LM_RATE))
     widths, seeds = (sorted({run.settings[name] for run in runs}) for name in ("d_model", "seed"))
     losses = {(run.structure, run.settings["d_model"], run.settings["seed"]): run.final(LM_LOSS) for run in runs}
     head = f"last loss, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

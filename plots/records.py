@@ -76,16 +76,17 @@ class Run:
 
     @cached_property
     def settings(self):
-        """Those of the record; a language model's have `validation` besides, what its validation loss is the mean over.
+        """Those of the record; a language model's also say which text its validation loss is the mean over.
 
-        Older runs drew random windows with their seed, others take the whole validation text and say so with
-        `val_windows`. Losses of the two do not compare, nor do those of random windows of different seeds.
+        `validation`: older runs drew RANDOM windows with their seed, others take the WHOLE validation text, or as much
+        of it as `val_tokens`, the same for every run. Losses on other texts do not compare, nor do those on random
+        windows of different seeds.
         """
         settings = self.record["settings"]
         if self.record["command"] != "train.py":
             return settings
-        whole = "val_windows" in self.record or "val_windows" in settings
-        return settings | dict(validation=WHOLE if whole else RANDOM)
+        tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
+        return settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
 
     @property
     def status(self):

@@ -54,11 +54,11 @@ STEPS = (0, 100, 200, 300)
 COLOURS = {structure: colour for structure, (_, colour, _) in STRUCTURES.items()}
 
 
-def write_run(folder, script, lines, status="finished", about=(), **settings):
-    """A record as training/run.py writes it; about: more keys of run.json."""
+def write_run(folder, script, lines, status="finished", **settings):
+    """A record as training/run.py writes it."""
     cfg = SCRIPTS[script](out_dir=str(folder), **settings)
     argv = [script, *(f"--{k}={v}" for k, v in settings.items()), f"--out_dir={folder}"]
-    record = dict(command=script, argv=argv, settings=dataclasses.asdict(cfg), status=status) | dict(about)
+    record = dict(command=script, argv=argv, settings=dataclasses.asdict(cfg), status=status)
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -71,7 +71,7 @@ def spent(step, width=64):
 
 
 def write_icl(folder, seed=1, scale=1.0, steps=STEPS, drop=(), status="finished", **settings):
-    settings = dict(n_dims=4, n_positions=8, max_iters=STEPS[-1], seed=seed) | settings
+    settings = dict(n_dims=4, n_positions=8, max_iters=STEPS[-1], seed=seed, training_learning_rate=1e-3) | settings
     points, lines = settings["n_positions"], []
     for step in steps:
         errors = [scale * 0.5 ** (i * step / 300) for i in range(points)]
@@ -89,15 +89,21 @@ def write_icl(folder, seed=1, scale=1.0, steps=STEPS, drop=(), status="finished"
     return write_run(folder, "train_ICL.py", lines, status, **settings)
 
 
-def write_lm(folder, width=256, scale=1.0, exponent=0.05, seed=1, pace=5e4, steps=STEPS, status="finished", **settings):
-    """Loss 20 C^-exponent; 1,000 tokens a step at 0.01 times `pace` in the first progress line, then 1, 2, 4."""
+def write_lm(
+    folder, width=256, scale=1.0, exponent=0.05, seed=1, pace=5e4, steps=STEPS, status="finished",
+    val_tokens=None, **settings,
+):  # fmt: skip
+    """Loss 20 C^-exponent; 1,000 tokens a step at 0.01 times `pace` in the first progress line, then 1, 2, 4.
+
+    val_tokens: of the validation text, where the loss is that of the same text in every run.
+    """
     lines = []
     for step in steps:
         cost = spent(step, width) | dict(tokens=1000 * step)
         loss = scale * 20 * max(cost["non_emb_compute"], 1.0) ** -exponent
         rate = pace * (2 ** (step / 100 - 1) if step else 0.01)
         lines += [{**cost, "train/loss": loss, "lr": 3e-3, "tokens_per_s": rate, "mfu": None}]
-        lines += [{**cost, "val/loss": loss}]
+        lines += [{**cost, "val/loss": loss} | ({"val/tokens": val_tokens} if val_tokens else {})]
     settings = dict(d_model=width, seed=seed, max_iters=STEPS[-1], dataset="shakespeare_char") | settings
     return write_run(folder, "train.py", lines, status, **settings)
 
@@ -515,12 +521,12 @@ def test_laws_that_meet(tmp_path):
 
 def test_only_runs_on_the_same_text_are_pairs(tmp_path, capsys):
     """Seeds draw windows of their own; the whole text is another than all of them."""
-    whole = dict(about=dict(val_windows=1017))
     for seed, lead in ((1, 0.10), (2, 0.06), (3, 0.08)):
         for name, scale in (("low_rank", 1.0), ("multi_level_low_rank", 1 - lead)):
             write_lm(tmp_path / f"{name}{seed}", scale=scale, seed=seed, token_mixing_struct=name)
-    write_lm(tmp_path / "w1", scale=0.5, seed=1, token_mixing_struct="multi_level_low_rank", max_iters=900, **whole)
-    write_lm(tmp_path / "w2", scale=2.0, seed=4, eval_iters=3, token_mixing_struct="multi_level_low_rank")
+    mlr = dict(token_mixing_struct="multi_level_low_rank")
+    write_lm(tmp_path / "w1", scale=0.5, seed=1, max_iters=900, val_tokens=9, **mlr)
+    write_lm(tmp_path / "w2", scale=2.0, seed=4, eval_iters=3, **mlr)
     runs = read_runs([tmp_path], "train.py", unfinished=True)
     assert sorted({run.settings["validation"] for run in runs}) == ["random windows", "whole text"]
     (table,) = lm_pairs.pairs(runs).values()
@@ -546,7 +552,7 @@ def test_pairs_at_the_best_rates(tmp_path, capsys):
         for name, at_3, at_1 in (("low_rank", 1.0, 1.01), ("multi_level_low_rank", 1.02, 0.98)):
             for rate, scale in ((3e-3, at_3), (1e-3, at_1)):
                 flags = dict(seed=seed, init_lr=rate, token_mixing_struct=name)
-                write_lm(tmp_path / f"{name}{rate}{seed}", scale=scale, about=dict(val_windows=9), **flags)
+                write_lm(tmp_path / f"{name}{rate}{seed}", scale=scale, val_tokens=9, **flags)
     lm_pairs.main([str(tmp_path), "--best"])
     assert f"| MLR | 3 of 3 pairs | {0.02 * 20 * (300e9 * 256**2) ** -0.05:+.4f} [" in capsys.readouterr().out
     lm_pairs.main([str(tmp_path), "--only", "init_lr=0.003"])
