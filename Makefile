@@ -1,11 +1,11 @@
 # `make demo` shows both effects of the paper in a few minutes on two CPU cores; `make test` runs the tests;
-# `make figures` makes the pictures and the table of results/ again from its records.
+# `make figures` and `make tables` make the pictures and the tables of results/ and README.md again from the records.
 # Each makes its own virtual environment in .venv first. PYTHON chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test figures lint interpreter chronos clean
+.PHONY: demo test figures icl_figures tables lint interpreter chronos clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
@@ -15,16 +15,25 @@ test: .venv/ready
 
 figures: .venv/ready
 	$(BIN)/python plots/demo.py results/demo --out results
+	$(BIN)/python plots/lm_compute.py results/language_modeling/*_lr0.003_seed[12] --only max_iters=10000 --only block_size=1024 --only "mlr_rank_list=32|8|6|4|4|4|4|2" --fit --x=non_emb_compute --x=gpu_seconds --widths --out results/lm_scaling.png
+	$(BIN)/python plots/lm_curves.py results/language_modeling --only max_iters=100000 --only "validation=random windows" --out results/lm_curves.png
+	$(BIN)/python plots/lm_levels.py results/lm_levels --out results/lm_levels.png
+	$(BIN)/python plots/lm_levels.py results/language_modeling/*_d256_lr0.003_seed1 --only token_mixing_struct=low_rank --only token_mixing_struct=multi_level_low_rank --only block_size=1024 --out results/lm_levels_256.png
+	$(BIN)/python plots/attention_speed.py results/bench/attention_h200.json --out results/attention_speed.png
+	$(BIN)/python plots/ts_horizon.py results/time_series --out results/ts_horizon.png
+	$(BIN)/python plots/ts_forecasts.py --record=results/ts_forecasts.json --out results/ts_forecasts.png
+	if [ -d results/icl_regression ]; then $(MAKE) icl_figures; fi
+
+# of the runs of results/icl_regression, as far as they have got
+icl_figures: .venv/ready
 	$(BIN)/python plots/icl_compute.py results/icl_regression --unfinished --out results/icl_compute.png
 	$(BIN)/python plots/icl_width.py results/icl_regression --at-step=50000 --only n_dims=16 --out results/icl_width.png
-	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --only n_dims=16 --only d_model=32 --out results/icl_examples.png
-	$(BIN)/python plots/lm_compute.py results/language_modeling/*_lr* --only block_size=1024 --only "mlr_rank_list=32|8|6|4|4|4|4|2" --fit --x=non_emb_compute --x=gpu_seconds --out results/lm_scaling.png
-	$(BIN)/python plots/lm_levels.py results/lm_levels --out results/lm_levels.png
-	$(BIN)/python plots/lm_levels.py results/language_modeling/*_d256_lr* --only token_mixing_struct=low_rank --only token_mixing_struct=multi_level_low_rank --only block_size=1024 --only seed=1 --only init_lr=0.003 --out results/lm_levels_256.png
-	$(BIN)/python plots/attention_speed.py results/bench/attention_h100.json --out results/attention_speed.png
-	$(BIN)/python plots/ts_horizon.py results/time_series --out results/ts_horizon.png
+	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --out results/icl_examples.png
+
+# the tables of README.md and results/README.md, and results/ts_table.md; `plots/readme.py --check` compares
+tables: .venv/ready
+	$(BIN)/python plots/readme.py
 	$(BIN)/python plots/ts_table.py results/time_series results/chronos > results/ts_table.md
-	$(BIN)/python plots/ts_forecasts.py --record=results/ts_forecasts.json --out results/ts_forecasts.png
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
     python plots/icl_compute.py results/icl_regression --out out/figures/icl_compute.png
 
 A panel for each n_dims. Thin: every run. Thick: what a structure reaches with so much compute, the lowest of the means
-over seeds of all its widths and learning rates.
+over seeds of all its widths and learning rates. Dotted: predicting zero, and averaging the examples.
 """
 
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from plots.icl_examples import TASK, draw_levels
 from plots.records import (
     ICL_RATE,
     ICL_SIZES,
@@ -25,10 +26,18 @@ from plots.records import (
     learning_curves,
     read_runs,
 )
-from plots.style import draw_curves, legend, line_styles, log_ticks, picture, shared_legend, structure_style
+from plots.style import (
+    draw_curves,
+    handles,
+    legend,
+    legend_below,
+    line_key,
+    line_styles,
+    log_ticks,
+    picture,
+    structure_style,
+)
 from training.errors import command
-
-TASK = ("n_dims", "n_positions", "training_task", "noise_std", "task_sparsity", "task_hidden", "task_depth")
 
 
 def draw(ax, runs, x="non_emb_compute", with_legend=True):
@@ -70,6 +79,15 @@ def draw_envelopes(ax, curves, x, lines):
         ax.plot(spent, error, **look, markevery=0.25, label=alike[0].label, zorder=3)
     log_ticks(ax.xaxis)
     log_ticks(ax.yaxis)
+    draw_levels(ax, runs)
+
+
+def compute_legend(axes, curves):
+    """Below all panels: structures, variants, and what thin and thick lines are."""
+    structures, variants = handles(curves)
+    thin = line_key("one run", linewidth=0.5, alpha=0.6)
+    thick = line_key("lowest mean of seeds with so much compute", linewidth=1.8)
+    legend_below(axes, [*structures, *variants, thin, thick], 4)
 
 
 @command
@@ -86,7 +104,7 @@ def main(argv=None):
         for ax, (n_dims, mine) in zip(axes, panels.items(), strict=True):
             draw_envelopes(ax, mine, args.x, lines)
             ax.set_title(f"n_dims = {n_dims}", fontsize=8)
-        shared_legend(axes, curves)
+        compute_legend(axes, curves)
     for n_dims, mine in panels.items():
         named = learning_curves([run for curve in mine for run in curve.runs], "eval/last", args.x)
         print(f"n_dims = {n_dims}\n{final_table(named, 'eval/last', args.x)}")

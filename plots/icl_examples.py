@@ -14,18 +14,20 @@ from matplotlib.ticker import MaxNLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_compute import TASK
 from plots.records import ICL_SIZES, arguments, by_kind, by_setting, check_same, final_table, read_runs, tuned
 from plots.style import GREY, draw_curves, label_ends, legend, line_styles, log_ticks, picture, shared_legend
 from training.errors import BadInput, command
 
-BASELINES = {  # key in the record: (words, line style)
-    "least_squares": ("least squares", (0, (1, 1))),
-    "ridge": ("ridge", (0, (4, 1, 1, 1))),
-    "averaging": ("averaging", (0, (6, 2))),
-    "nearest_neighbours": ("3 nearest", (0, (3, 1.5))),
-    "zero": ("zero", "-"),
+TASK = ("n_dims", "n_positions", "training_task", "noise_std", "task_sparsity", "task_hidden", "task_depth")
+BASELINES = {  # key in the record: words
+    "least_squares": "least squares",
+    "ridge": "ridge",
+    "averaging": "averaging",
+    "nearest_neighbours": "3 nearest",
+    "zero": "zero",
 }
+LEVELS = ("zero", "averaging")  # baselines that other figures draw as lines at their last error
+DOTS = dict(color=GREY, linewidth=0.9, linestyle=(0, (1, 1.2)))  # of every baseline; their names stand at their ends
 
 
 def draw(ax, curves, lines=None, with_legend=True):
@@ -39,9 +41,8 @@ def draw(ax, curves, lines=None, with_legend=True):
     ax.set(yscale="log", xlabel="in-context examples seen", ylabel="mean squared error")
     ends = {}
     for name, errors in baselines(runs).items():
-        words, dashes = BASELINES[name]
-        ax.plot(errors, color=GREY, linewidth=0.8, linestyle=dashes, label=words)
-        ends[words] = errors[-1]
+        ax.plot(errors, **DOTS, label=BASELINES[name])
+        ends[BASELINES[name]] = errors[-1]
     draw_curves(ax, curves, six_of, lines=lines)
     ax.set_ylim(0.6 * min(c.low.min() for c in curves), 1.6 * max(1.0, *(c.high.max() for c in curves)))
     ax.margins(x=0.02)
@@ -50,6 +51,21 @@ def draw(ax, curves, lines=None, with_legend=True):
     label_ends(ax, ends)
     if with_legend:
         legend(ax, curves)
+
+
+def draw_levels(ax, runs):
+    """Horizontal lines at the last errors of predicting zero and of averaging the examples, named at the right."""
+    found = baselines(runs)
+    levels = {BASELINES[name]: found[name][-1] for name in LEVELS if name in found}
+    for error in levels.values():
+        ax.axhline(error, **DOTS, zorder=0)
+    label_ends(ax, levels)
+
+
+def steps_words(curves):
+    """The steps at which curves end, one number or the least and the most."""
+    steps = sorted({curve.steps[-1] for curve in curves})
+    return f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
 
 
 def six_of(n):
@@ -82,13 +98,13 @@ def main(argv=None):
     with picture(args.out, panels=len(panels), columns=2) as axes:
         for ax, (n_dims, mine) in zip(axes, panels.items(), strict=True):
             draw(ax, mine, lines, with_legend=False)
-            ax.set_title(f"n_dims = {n_dims}, D = {mine[0].d_model}", fontsize=8)
+            ax.set_title(f"n_dims = {n_dims}, D = {mine[0].d_model}, {steps_words(mine)}", fontsize=8)
         shared_legend(axes, curves)
     for n_dims, mine in panels.items():
         print(f"n_dims = {n_dims}, D = {mine[0].d_model}")
         print(final_table(mine, f"error after {len(mine[0].x) - 1}"))
         found = baselines(mine[0].runs).items()
-        print("baselines:", ", ".join(f"{BASELINES[name][0]} {errors[-1]:.3g}" for name, errors in found))
+        print("baselines:", ", ".join(f"{BASELINES[name]} {errors[-1]:.3g}" for name, errors in found))
 
 
 if __name__ == "__main__":

@@ -1,81 +1,168 @@
-"""In-context regression: the tables of the README and of results/icl_regression/README.md, in Markdown, from records.
+"""In-context regression: tables of what runs reached and when, in Markdown, from records.
 
-python plots/icl_table.py results/icl_regression              what each structure reached at its best learning rate
-python plots/icl_table.py results/icl_regression --ledger     every run: commit, device, steps, time
+    python plots/icl_table.py results/icl_regression --steps="25000|50000|100000"    the error at given steps
+    python plots/icl_table.py results/icl_regression --errors="0.1|0.02"             when an error is reached
+    python plots/icl_table.py results/icl_regression --ledger                        every run: commit, device, time
+
+The error is that at the last position of a prompt. By steps: the median and in brackets every seed's, at each learning
+rate. By errors: the steps and the training FLOPs of the first evaluation at the error or below it, the median over the
+seeds at the best rate. A run that has not got there says only that it takes longer than its last evaluation, and how
+many those are stands beside the median, which is that of Kaplan and Meier. A median that is not known is "not by" the
+last evaluation of any run.
 """
 
+import math
+import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+from statsmodels.duration.survfunc import SurvfuncRight
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_examples import baselines
+from plots.icl_examples import BASELINES, baselines
 from plots.records import (
     ICL_RATE,
     ICL_SIZES,
     below_table,
     by_kind,
     by_setting,
+    group,
     markdown,
+    prose,
     read_runs,
     run_arguments,
-    tuned,
 )
+from training.configurator import parse_list
 from training.errors import command
 
-ERROR = "error at the last position"
+ERROR = "eval/last"
+WORDS = "error at the last position"
 
 
-def results(runs):
-    """Rows of the best runs: one for every structure, variant and width, by n_dims."""
-    rows = [("attention", "n_dims", "D", "lr (tried)", ERROR, "zero", "steps", "seeds", "minutes a run")]
-    for n_dims, mine in by_setting(tuned(runs, unnamed=ICL_SIZES), "n_dims").items():
-        for curve in (curve for kind in by_kind(mine) for curve in kind):
-            tried, zero = " ".join(f"{rate:g}" for rate in curve.tried), baselines(curve.runs)["zero"][-1]
-            errors, minutes = zip(*((run.final("eval/last"), run.seconds / 60) for run in curve.runs), strict=True)
-            rows.append((
-                curve.label, n_dims, curve.d_model, f"{curve.rate:g} ({tried})", spread(errors),
-                f"{zero:.3g}", f"{min(map(steps, curve.runs)):,}", " ".join(map(str, curve.seeds)), spread(minutes),
-            ))  # fmt: skip
+def kinds(runs):
+    """The Curves of one structure, size and learning rate, in the order of the tables."""
+    curves = group(runs, ICL_SIZES | {ICL_RATE})
+    ordered = [curve for alike in by_setting(curves, "n_dims").values() for kind in by_kind(alike) for curve in kind]
+    return sorted(ordered, key=lambda curve: (curve.settings["n_dims"], curve.d_model))
+
+
+def by_steps(runs, steps):
+    """Rows of every kind and rate: the errors of the seeds at each of the steps, the median and the range."""
+    rows = [["n_dims", "D", "attention", "rate", "seeds", *(f"{step:,} steps" for step in steps)]]
+    for curve in kinds(runs):
+        cells = []
+        for step in steps:
+            found = [run.series(ERROR) for run in curve.runs]
+            cells.append(with_seeds([series[step][1] for series in found if step in series]))
+        s = curve.settings
+        rows.append([s["n_dims"], curve.d_model, curve.label, f"{s[ICL_RATE]:g}", len(curve.runs), *cells])
     return rows
+
+
+def by_errors(runs, errors):
+    """Rows of every kind at its best rate: the median steps and FLOPs to each error."""
+    header = ["n_dims", "D", "attention", "rate", "runs"]
+    rows = [header + [f"{what} to {error:g}" for error in errors for what in ("steps", "FLOPs")]]
+    for same in of_one_kind(kinds(runs)):
+        curve = min(same, key=lambda c: rank(c.runs, errors))
+        s = curve.settings
+        cells = []
+        for error in errors:
+            cells += [time_words(curve.runs, error), time_words(curve.runs, error, "non_emb_compute")]
+        rows.append([s["n_dims"], curve.d_model, curve.label, f"{s[ICL_RATE]:g}", len(curve.runs), *cells])
+    return rows
+
+
+def of_one_kind(curves):
+    """Lists of the curves that differ in their learning rate alone."""
+    found = {}
+    for curve in curves:
+        found.setdefault((curve.settings["n_dims"], curve.d_model, curve.label), []).append(curve)
+    return list(found.values())
+
+
+def rank(runs, errors):
+    """What the best of several rates has the least of: median steps to the lowest error, to the next, last error."""
+    medians = [median_time(runs, error) for error in sorted(errors)]
+    return *(math.inf if math.isnan(m) else m for m in medians), statistics.fmean(run.final(ERROR) for run in runs)
+
+
+def times_to(runs, error, x="step"):
+    """(x of the first evaluation at the error or below it, or of the last; whether it was reached), each a list."""
+    times, reached = [], []
+    for run in runs:
+        path = [pair for _, pair in sorted(run.series(ERROR, x).items())]
+        there = [spent for spent, value in path if value <= error]
+        times.append(there[0] if there else path[-1][0])
+        reached.append(bool(there))
+    return times, reached
+
+
+def median_time(runs, error, x="step"):
+    """The median x to an error by Kaplan and Meier; NaN where fewer than half are known to have got there."""
+    return SurvfuncRight(*map(np.array, times_to(runs, error, x))).quantile(0.5)
+
+
+def time_words(runs, error, x="step"):
+    """The median, and how many runs have not got there."""
+    times, reached = times_to(runs, error, x)
+    middle, late = median_time(runs, error, x), reached.count(False)
+    words = f"not by {number(max(times), x)}" if math.isnan(middle) else number(middle, x)
+    return words + (f" ({late} of {len(runs)} not)" if late else "")
+
+
+def number(value, x):
+    return f"{value:,.0f}" if x == "step" else f"{value:.2g}"
 
 
 def ledger(runs):
     """Rows of all runs: where the numbers come from and what they cost."""
-    rows = [("run", "commit", "device", "torch", "steps", "seconds", "lr", "seed", ERROR)]
+    rows = [("run", "commit", "device", "torch", "steps", "minutes", "rate", "seed", WORDS)]
     for run in runs:
         record, settings = run.record, run.settings
         rows.append((
             f"`{run.folder.name}`", (record.get("commit") or "")[:7], record.get("device", ""),
-            record.get("versions", {}).get("torch", ""), f"{steps(run):,}", f"{run.seconds:,.0f}",
-            f"{settings[ICL_RATE]:g}", settings["seed"], f"{run.final('eval/last'):.3g}",
+            record.get("versions", {}).get("torch", ""), f"{max(run.series(ERROR)):,}", f"{run.seconds / 60:,.1f}",
+            f"{settings[ICL_RATE]:g}", settings["seed"], f"{run.final(ERROR):.3g}",
         ))  # fmt: skip
     return rows
 
 
-def steps(run):
-    return max(run.series("eval/last"))
+def with_seeds(values):
+    """The median, and in brackets all of several."""
+    if not values:
+        return ""
+    middle = f"{statistics.median(values):.3g}"
+    return middle if len(values) == 1 else f"{middle} ({', '.join(f'{value:.2g}' for value in values)})"
 
 
-def spread(values):
-    """The mean, and in brackets the lowest and the highest of several."""
-    mean = f"{sum(values) / len(values):.3g}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"
-
-
-def in_words(curve):
-    return f"{curve.label} at n_dims {curve.settings['n_dims']}, D {curve.d_model}"
+def baseline_words(runs):
+    """What simple methods cost at the last position, for every n_dims."""
+    told = []
+    for n_dims, curves in by_setting(kinds(runs), "n_dims").items():
+        found = baselines(curves[0].runs)
+        costs = [f"{BASELINES[name]} {errors[-1]:.2g}" for name, errors in found.items()]
+        told.append(f"Simple methods have errors of, at n_dims {n_dims}: {', '.join(costs)}." if costs else "")
+    return " ".join(filter(None, told))
 
 
 @command
 def main(argv=None):
     parser = run_arguments(__doc__, "train_ICL.py", unfinished=True, at_step=True)
-    parser.add_argument("--ledger", action="store_true", help="every run instead of the best")
+    parser.add_argument("--steps", metavar="A|B", help="the error at these steps")
+    parser.add_argument("--errors", metavar="A|B", help="when these errors are reached")
+    parser.add_argument("--ledger", action="store_true", help="every run")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished, args.at_step)
-    print(markdown(*(ledger(runs) if args.ledger else results(runs))))
-    curves = tuned(runs, unnamed=ICL_SIZES)
-    print("\n" + below_table(runs, curves, in_words, args.at_step))
+    if not (args.steps or args.errors or args.ledger):
+        parser.error("give --steps, --errors or --ledger")
+    tables = [by_steps(runs, parse_list(args.steps, "steps"))] if args.steps else []
+    tables += [by_errors(runs, parse_list(args.errors, "errors", float))] if args.errors else []
+    tables += [ledger(runs)] if args.ledger else []
+    print("\n\n".join(markdown(*table) for table in tables))
+    print(prose(f"{below_table(runs, [], str, args.at_step)} {baseline_words(runs)}"))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python plots/icl_width.py results/icl_regression --at-step=50000 --only d_model=64 --only d_model=128 --out a.png
 
 A panel for each n_dims, every point at the best of its learning rates. Left of the vertical line a head is narrower
-than x: standard attention's scores then have a rank below n_dims, the bilinear ones do not. --at-step compares runs,
-and their learning rates, at one step of a common schedule instead of at their ends, which they need not have reached.
+than x: standard attention's scores then have a rank below n_dims, the bilinear ones do not. Hollow: the second of two
+kinds of one structure, as one head beside eight. Dotted: predicting zero, and averaging the examples. --at-step
+compares runs, and their learning rates, at one step of a common schedule instead of at their ends.
 """
 
 import sys
@@ -15,8 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_compute import TASK, error_words
-from plots.icl_examples import baselines
+from plots.icl_compute import error_words
+from plots.icl_examples import TASK, draw_levels
 from plots.records import (
     ICL_SIZES,
     arguments,
@@ -28,7 +29,7 @@ from plots.records import (
     step_words,
     tuned,
 )
-from plots.style import GREY, label_ends, line_styles, log_ticks, picture, shared_legend, structure_style
+from plots.style import GREY, handles, legend_below, line_key, line_styles, log_ticks, picture, structure_style
 from training.errors import BadInput, command
 from training.settings import DEFAULT_HEAD
 
@@ -38,6 +39,12 @@ def head_width(settings):
     if settings["n_head"] == -1:
         return DEFAULT_HEAD if settings["d_head"] == -1 else settings["d_head"]
     return settings["d_model"] // settings["n_head"]
+
+
+def face(variant, lines):
+    """The markers of a variant: filled for the first of several, hollow for the others."""
+    first = next((name for name in lines if name), variant)
+    return {} if variant in ("", first) else dict(markerfacecolor="white", markeredgewidth=1)
 
 
 def draw(ax, curves, lines):
@@ -53,18 +60,32 @@ def draw(ax, curves, lines):
         if len(set(x)) < len(x):
             folders = " and ".join(str(c.runs[0].folder) for c in alike)
             raise BadInput(f"two points of one kind and head width among {folders}; choose with --only")
-        look = structure_style(alike[0].structure) | dict(linestyle=lines[alike[0].variant], label=alike[0].label)
-        ax.errorbar(x, mean, yerr=[mean - low, high - mean], **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
+        look = structure_style(alike[0].structure)
+        if hollow := face(alike[0].variant, lines):
+            look |= hollow | dict(markeredgecolor=look["color"])
+        look |= dict(linestyle=lines[alike[0].variant], label=alike[0].label)
+        bars = np.maximum([mean - low, high - mean], 0)  # a mean of equal numbers may be off by a rounding
+        ax.errorbar(x, mean, yerr=bars, **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
     ax.set(xscale="log", yscale="log", xlabel="width of a head, r", ylabel=error_words(runs))
-    n_dims, zero = runs[0].settings["n_dims"], baselines(runs)["zero"][-1]
+    n_dims = runs[0].settings["n_dims"]
     ax.axvline(n_dims, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
     ax.text(n_dims, 1.02, "r = n_dims", transform=ax.get_xaxis_transform(), color="#555555", fontsize=6.5, ha="center")
-    ax.axhline(zero, color=GREY, linewidth=0.8)
     widths = sorted({int(c.x[0]) for c in curves} | {n_dims})
     ax.set_xticks(widths, map(str, widths))
     ax.minorticks_off()
     log_ticks(ax.yaxis)
-    label_ends(ax, {"zero": zero})
+    draw_levels(ax, runs)
+
+
+def width_legend(axes, curves, lines):
+    """Below all panels: structures, then the variants with their markers, and a line where one is drawn."""
+    structures, _ = handles(curves)
+    variants = []
+    for variant in dict.fromkeys(curve.variant for curve in curves if curve.variant):
+        drawn = any(len(kind) > 1 for kind in by_kind(curves) if kind[0].variant == variant)
+        marker = dict(marker="o", markersize=4.5) | face(variant, lines)
+        variants.append(line_key(variant, linestyle=lines[variant] if drawn else "", **marker))
+    legend_below(axes, [*structures, *variants], 5)
 
 
 @command
@@ -78,7 +99,7 @@ def main(argv=None):
         for ax, (n_dims, mine) in zip(axes, panels.items(), strict=True):
             draw(ax, mine, lines)
             ax.set_title(f"n_dims = {n_dims}{step_words(args.at_step)}", fontsize=8, pad=12)
-        shared_legend(axes, curves)
+        width_legend(axes, curves, lines)
     for n_dims, mine in panels.items():
         in_lines = [curve for alike in by_kind(mine) for curve in alike]
         print(f"n_dims = {n_dims}{step_words(args.at_step)}\n{final_table(in_lines, 'eval/last', 'r')}")

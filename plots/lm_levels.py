@@ -12,6 +12,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.records import (
@@ -77,7 +79,7 @@ def draw(ax, runs):
     x = [curve.x[0] for curve in curves]
     ax.plot(x, [curve.mean[0] for curve in curves], color=GREY, linewidth=0.9, zorder=1)
     for curve in curves:
-        bar = [curve.mean - curve.low, curve.high - curve.mean]
+        bar = np.maximum([curve.mean - curve.low, curve.high - curve.mean], 0)
         look = structure_style(curve.structure) | dict(linestyle="", label=curve.label)
         ax.errorbar(curve.x, curve.mean, yerr=bar, **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
     ax.set(yscale="log", xlabel="number of levels", ylabel="validation loss (nats per token)")

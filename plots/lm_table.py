@@ -2,6 +2,7 @@
 
 python plots/lm_table.py results/language_modeling                 at its best learning rate
 python plots/lm_table.py results/language_modeling --all-rates     at every rate
+python plots/lm_table.py results/language_modeling --by-width      every seed's last loss, a column a width
 """
 
 import statistics
@@ -10,12 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from plots.lm_laws import comparable
 from plots.records import (
     FEWEST_PACES,
     LM_LOSS,
     LM_RATE,
+    STRUCTURES,
     below_table,
     by_kind,
+    check_same,
     group,
     markdown,
     read_runs,
@@ -24,7 +28,7 @@ from plots.records import (
 )
 from training.errors import command
 
-COLUMNS = {"d_model", "block_size", "max_iters", "mlr_rank_list"}  # settings that have one, and are not named besides
+COLUMNS = {"d_model", "block_size", "val_tokens", "max_iters", "mlr_rank_list"}  # what is not named besides
 MLR = "multi_level_low_rank"
 
 
@@ -41,6 +45,24 @@ def rows(curves):
             f"{statistics.fmean(flops):.3g}",
         ))  # fmt: skip
     return found
+
+
+def by_width(runs):
+    """A row for every structure, a column for every width: the last loss of each seed; below them the time of a run."""
+    check_same(runs, ("dataset", "validation", "val_tokens", "block_size", "max_iters", LM_RATE))
+    widths, seeds = (sorted({run.settings[name] for run in runs}) for name in ("d_model", "seed"))
+    losses = {(run.structure, run.settings["d_model"], run.settings["seed"]): run.final(LM_LOSS) for run in runs}
+    head = f"last loss, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    table = [[head, *(f"d_model {width}" for width in widths)]]
+    for structure in (s for s in STRUCTURES if s in {run.structure for run in runs}):
+        cells = []
+        for width in widths:
+            found = [losses.get((structure, width, seed)) for seed in seeds]
+            cells.append(", ".join("-" if loss is None else f"{loss:.3f}" for loss in found))
+        table.append([STRUCTURES[structure][0], *cells])
+    timed, card = comparable(runs, "gpu_seconds")
+    times = [[run.final("tokens") / run.pace for run in timed if run.settings["d_model"] == width] for width in widths]
+    return [*table, [f"seconds a run, {card}", *(f"{min(t):.0f} to {max(t):.0f}" if t else "" for t in times)]]
 
 
 def order(curve):
@@ -79,9 +101,14 @@ def in_words(curve):
 @command
 def main(argv=None):
     parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
-    parser.add_argument("--all-rates", action="store_true", help="every learning rate instead of the best")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--all-rates", action="store_true", help="every learning rate instead of the best")
+    how.add_argument("--by-width", action="store_true", help="the last losses, a row a structure and a column a width")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
+    if args.by_width:
+        print(markdown(*by_width(runs)))
+        return
     curves = group(runs, COLUMNS | {LM_RATE}) if args.all_rates else tuned(runs, LM_LOSS, LM_RATE, COLUMNS)
     print(markdown(*rows([curve for kind in by_kind(curves) for curve in sorted(kind, key=order)])))
     print("\n" + below_table(runs, curves, in_words, args.at_step))

@@ -11,6 +11,8 @@ import json
 import math
 import shlex
 import statistics
+import sys
+import textwrap
 from ast import literal_eval
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +26,7 @@ STRUCTURES = {  # token_mixing_struct: (name, colour, marker); after Okabe and I
     "low_rank": ("standard", "#000000", "o"),
     "low_rank_with_sliding_window": ("sliding window", "#56B4E9", "s"),
     "low_rank_with_gswa": ("GSWA", "#00694D", "^"),
-    "low_rank_with_sequential_gswa": ("sequential GSWA", "#A69100", "v"),
+    "low_rank_with_sequential_gswa": ("sequential GSWA", "#9B5FC0", "v"),
     "multi_level_low_rank": ("MLR", "#D55E00", "D"),
     "bilinear_MLR": ("bilinear MLR", "#CC79A7", "P"),
     "bilinear_BTT": ("bilinear BTT", "#00609A", "X"),
@@ -39,6 +41,7 @@ IGNORED = {  # settings in which the runs of one curve may differ; runs of diffe
 SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps"}
 ICL_RATE, LM_RATE = "training_learning_rate", "init_lr"
 LM_LOSS = "val/loss"
+RANDOM, WHOLE = "random windows", "whole text"  # what a language model's validation loss is the mean over
 EVALUATED = {"train_ICL.py": "eval/last", "train.py": LM_LOSS}  # script: what its evaluations measure
 ICL_SIZES = {"n_dims", "n_positions", "block_size", "d_model"}  # what a figure of in-context regression has in its axes
 X_AXES = {  # key of metrics.jsonl: words of the axis
@@ -71,9 +74,19 @@ class Run:
     metrics: list
     as_of: float = math.inf
 
-    @property
+    @cached_property
     def settings(self):
-        return self.record["settings"]
+        """Those of the record; a language model's also say which text its validation loss is the mean over.
+
+        `validation`: older runs drew RANDOM windows with their seed, others take the WHOLE validation text, or as much
+        of it as `val_tokens`, the same for every run. Losses on other texts do not compare, nor do those on random
+        windows of different seeds.
+        """
+        settings = self.record["settings"]
+        if self.record["command"] != "train.py":
+            return settings
+        tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
+        return settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
 
     @property
     def status(self):
@@ -295,7 +308,7 @@ def run_arguments(description, script, unfinished=False, at_step=False):
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help=f"folders of runs of {script}, or folders that hold such folders")
-    early = parser.add_mutually_exclusive_group()
+    early = parser.add_mutually_exclusive_group() if unfinished or at_step else None
     if unfinished:
         early.add_argument("--unfinished", action="store_true", help="take runs that have not ended, too")
     if at_step:
@@ -320,7 +333,7 @@ def read_runs(paths, script, only=(), unfinished=None, at_step=None):
     runs = find_runs(paths, script)
     chosen = select(runs, parse_wanted(only))
     if len(chosen) < len(runs):
-        print(f"{len(runs) - len(chosen)} of {len(runs)} runs left out by --only")
+        print(f"{len(runs) - len(chosen)} of {len(runs)} runs left out by --only", file=sys.stderr)
     check_finished(chosen, script, unfinished if at_step is None else True)
     return chosen if at_step is None else as_of(chosen, at_step, EVALUATED[script])
 
@@ -520,12 +533,33 @@ def markdown(header, *rows):
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
+def prose(text):
+    """A paragraph below a table, wrapped."""
+    return "\n".join(["", *wrapped(text)])
+
+
+def wrapped(text):
+    return textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False)
+
+
+def within(low, high, form=".3f"):
+    """An interval in words: [0.010, 0.020]."""
+    return f"[{low:{form}}, {high:{form}}]"
+
+
+def listed(words):
+    """a, b and c."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def below_table(runs, curves, name, at_step=None):
     """Text below a table: the runs and hours behind it, and which curves had one learning rate; name(curve): words."""
     until = "" if at_step is None else f" until step {at_step:,}"
     text = f"{len(runs)} runs, {sum(run.seconds for run in runs) / 3600:.1f} hours of training{until}."
     few = [curve for curve in curves if curve.tried and len(curve.tried) < 2]
-    return text + (f"\nOne learning rate only, so none was chosen: {'; '.join(map(name, few))}." if few else "")
+    which = f": {'; '.join(map(name, few))}" if len(few) < len(curves) else ""
+    return "\n".join([text, *wrapped(f"One learning rate only, so none was chosen{which}." if few else "")])
 
 
 def final_table(curves, y, x="step"):

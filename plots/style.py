@@ -42,6 +42,7 @@ def picture(out, panels=1, columns=None):
         columns = min(panels, columns or panels)
         rows = math.ceil(panels / columns)
         figure = Figure(figsize=(COLUMN * columns, PANEL * rows), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08)  # inches beside every panel
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax in axes[panels:]:
             ax.remove()
@@ -56,7 +57,7 @@ def picture(out, panels=1, columns=None):
             print(out.with_suffix(suffix))
 
 
-def draw_curves(ax, curves, markers, faint=False, lines=None):
+def draw_curves(ax, curves, markers, lines=None):
     """A line for every curve, a band from the lowest seed to the highest, a marker at the points `markers(n)`.
 
     lines: {variant: line style}, if not only of these curves.
@@ -67,7 +68,7 @@ def draw_curves(ax, curves, markers, faint=False, lines=None):
         at = markers(len(curve.x))
         ax.plot(
             curve.x, curve.mean, color=colour, linestyle=lines[curve.variant], label=curve.label,
-            linewidth=1.3 if len(curves) <= 8 else 0.9, alpha=0.3 if faint else 1,
+            linewidth=1.3 if len(curves) <= 8 else 0.9,
         )  # fmt: skip
         ax.plot(curve.x[at], curve.mean[at], **look, linestyle="", zorder=3)
         if len(curve.runs) > 1:
@@ -92,13 +93,10 @@ def line_styles(curves):
     return dict(zip(variants, LINES, strict=False)) | {"": "-"}
 
 
-def legend(ax, curves, notes=None):
-    """Below the axes: colour and marker of every structure, then the line of every variant.
-
-    notes: {structure: text to add to its name}.
-    """
-    structures, variants = handles(curves, notes)
-    longest = max(len(h.get_label().translate(dict.fromkeys(map(ord, "${}^")))) for h in [*structures, *variants])
+def legend(ax, curves):
+    """Below the axes: colour and marker of every structure, then the line of every variant."""
+    structures, variants = handles(curves)
+    longest = max(len(h.get_label()) for h in [*structures, *variants])
     columns = 2 if longest <= 26 and len(structures) + len(variants) > 1 else 1
     if columns == 2 and variants:  # a column each
         rows = max(len(structures), len(variants))
@@ -111,28 +109,36 @@ def legend(ax, curves, notes=None):
     )  # fmt: skip
 
 
-def shared_legend(axes, curves, notes=None):
-    """The same below all the panels of a figure; with notes an entry is as wide as a panel."""
-    figure, columns = axes[0].get_figure(root=True), axes[0].get_gridspec().ncols
-    shown = list(itertools.chain(*handles(curves, notes)))
-    ncols = min(columns if notes else 5 * columns // 2, len(shown))
-    figure.legend(
-        handles=shown, ncols=ncols, loc="outside lower center", handlelength=2.6, columnspacing=1.2, labelspacing=0.35
-    )
+def shared_legend(axes, curves):
+    """The same below all the panels of a figure."""
+    shown = list(itertools.chain(*handles(curves)))
+    legend_below(axes, shown, 5 * axes[0].get_gridspec().ncols // 2)
 
 
-def handles(curves, notes=None):
+def legend_below(axes, shown, ncols):
+    """These handles below all the panels of a figure, in at most so many columns."""
+    axes[0].get_figure(root=True).legend(
+        handles=shown, ncols=min(ncols, len(shown)), loc="outside lower center", handlelength=2.6, columnspacing=1.2,
+        labelspacing=0.35,
+    )  # fmt: skip
+
+
+def handles(curves):
     """What a legend shows: a colour and marker for every structure, a line for every variant."""
-    lines, notes = line_styles(curves), notes or {}
-    structures = [
-        Line2D([], [], **structure_style(s), label=STRUCTURES[s][0] + notes.get(s, ""))
-        for s in dict.fromkeys(c.structure for c in curves)
-    ]
-    variants = [
-        Line2D([], [], color="black", linewidth=1, linestyle=lines[v], label=v)
-        for v in dict.fromkeys(c.variant for c in curves if c.variant)
-    ]
+    lines = line_styles(curves)
+    structures = [structure_key(structure) for structure in dict.fromkeys(c.structure for c in curves)]
+    variants = [line_key(v, linestyle=lines[v]) for v in dict.fromkeys(c.variant for c in curves if c.variant)]
     return structures, variants
+
+
+def structure_key(structure, note="", **look):
+    """The handle of a structure in a legend, its name followed by a note."""
+    return Line2D([], [], **structure_style(structure) | look, label=STRUCTURES[structure][0] + note)
+
+
+def line_key(label, **look):
+    """The handle of a line in a legend, black unless said otherwise."""
+    return Line2D([], [], **dict(color="black", linewidth=1) | look, label=label)
 
 
 def log_ticks(axis):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.ett import COLUMNS
 from plots.style import GREY, LINES, picture
-from plots.ts_horizon import look, name
+from plots.ts_kinds import look, name
 from train_TS import Settings as TrainSettings
 from train_TS import Windows
 from training.configurator import parse_list

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.records import check_finished, find_runs, group, markdown, parse_wanted, run_arguments, select
-from plots.ts_horizon import is_rule, kinds_of, order, published
+from plots.ts_kinds import is_rule, kinds_of, order, published
 from scripts.time_series.sweep import ITERATIONS
 from training.errors import command
 
@@ -40,6 +40,32 @@ def forecasters(kinds):
         rows += [reported(peer, horizons) for peer in theirs]
         left = [peer for peer in left if peer not in theirs]
     return rows + [reported(peer, horizons) for peer in left]
+
+
+def short(kinds):
+    """Rows of the kinds and the papers, for each horizon MSE / MAE, the mean of seeds."""
+    horizons = sorted({horizon for kind in kinds for horizon in kind.runs})
+    rows, left = (
+        [["test MSE / MAE at horizon", *(str(h) for h in horizons), "seeds"]],
+        list(published(kinds[0].settings)),
+    )
+    for kind in kinds:
+        mse, mae = (kind.errors(error) for error in ERRORS)
+        cells = [
+            f"{statistics.fmean(mse[h]):.3f} / {statistics.fmean(mae[h]):.3f}" if h in mse else "" for h in horizons
+        ]
+        counts = {len(same) for same in kind.runs.values()}
+        seeds = "" if is_rule(kind.settings) else " to ".join(str(n) for n in sorted(counts))
+        rows.append([kind.label, *cells, seeds])
+        theirs = [peer for peer in left if peer.ours and peer.ours.items() <= kind.settings.items()]
+        rows += [in_short(peer, horizons) for peer in theirs]
+        left = [peer for peer in left if peer not in theirs]
+    return rows + [in_short(peer, horizons) for peer in left]
+
+
+def in_short(peer, horizons):
+    cells = [" / ".join(f"{error:.3f}" for error in peer.errors[h]) if h in peer.errors else "" for h in horizons]
+    return [f"*{peer.name}, published*", *cells, ""]
 
 
 def reported(peer, horizons):
@@ -97,12 +123,17 @@ def spread(values):
 
 @command
 def main(argv=None):
-    args = run_arguments(__doc__, "train_TS.py").parse_args(argv)
+    parser = run_arguments(__doc__, "train_TS.py")
+    parser.add_argument("--short", action="store_true", help="the first table only, MSE / MAE in one cell, no spread")
+    args = parser.parse_args(argv)
     runs = select(find_runs(args.runs, "train_TS.py"), parse_wanted(args.only))
     of_chronos = [run for run in runs if run.record["command"] == CHRONOS]
     others = [run for run in runs if run not in of_chronos]
     check_finished(of_chronos, CHRONOS)
     check_finished(others, "train_TS.py")
+    if args.short:
+        print(markdown(*short(kinds_of(others))))
+        return
     tables = [forecasters(kinds_of(others)), paper_grid(others)] if others else []
     tables += [chronos(of_chronos)] if of_chronos else []
     print("\n\n".join(markdown(*rows) for rows in tables if rows))

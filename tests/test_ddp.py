@@ -15,6 +15,7 @@ import torch
 from runs import TINY, TINY_ICL, assert_equal, checkpoint, child, flags, metrics, record, stops, waves, write_series
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 import train
 import train_ICL
@@ -122,8 +123,12 @@ def test_two_processes_equal_one(change, argv, tmp_path):
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
 def test_two_processes_equal_one_in_context(fsdp, tmp_path):
-    """Growing prompts; each process takes half of them, and one of three batches of the evaluation more or less."""
-    argv = functools.partial(flags, TINY_ICL, dropout=0.0, eval_batch_size=3)
+    """Growing prompts; each process takes half of them, and one of three batches of the evaluation more or less.
+
+    At a small rate: with nothing clipped, roundings would otherwise grow beyond the tolerance in six steps.
+    """
+    slow = dict(training_learning_rate=3e-5)
+    argv = functools.partial(flags, TINY_ICL, slow, dropout=0.0, eval_batch_size=3)
     train_ICL.main(argv(out_dir=tmp_path / "one"))
     said = tmp_path / "said"
     status, _, err = together(2, argv(fsdp=fsdp, out_dir=tmp_path / "two"), said, nothing, script="train_ICL.py")
@@ -206,13 +211,19 @@ def test_torchrun(argv, whole, tmp_path):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
 def test_two_gpus_equal_one(fsdp, compiled, argv, tmp_path):
-    """NCCL between them; one GPU on its own replays its steps as a CUDA graph, two do not."""
+    """NCCL between them; one GPU on its own replays its steps as a CUDA graph, two do not.
+
+    Checkpoints hold no tensors of a GPU.
+    """
     settings = dict(device="cuda", dropout=0.0, compile=compiled, init_lr=1e-5)
     launch = {"one": [sys.executable], "two": TORCHRUN}
     for name, command in launch.items():
         command = [*command, "train.py", *argv(settings, fsdp=fsdp and name == "two", out_dir=tmp_path / name)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
+    for name in launch:
+        tensors = filter(torch.is_tensor, tree_leaves(checkpoint(tmp_path / name)))
+        assert {tensor.device.type for tensor in tensors} == {"cpu"}
     assert_close_runs(tmp_path / "two", tmp_path / "one", rel=1e-4)
     assert [record(tmp_path / name)["processes"] for name in launch] == [1, 2]
 
@@ -297,7 +308,8 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_processes(fsdp, argv, who
         assert_equal(layout(got[name]), layout(want[name]), name)
     for i, state in want["optimizer"]["state"].items():
         for name, tensor in state.items():
-            torch.testing.assert_close(got["optimizer"]["state"][i][name], tensor, rtol=1e-4, atol=1e-8)
+            largest = tensor.abs().max().item()  # sums of two processes are rounded in another order
+            torch.testing.assert_close(got["optimizer"]["state"][i][name], tensor, rtol=1e-4, atol=1e-5 * largest)
 
 
 def weigh(experiment, rank):

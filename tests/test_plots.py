@@ -7,6 +7,7 @@ import shutil
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -20,9 +21,13 @@ from plots import (
     icl_table,
     icl_width,
     lm_compute,
+    lm_curves,
+    lm_laws,
     lm_levels,
+    lm_pairs,
+    lm_rates,
     lm_table,
-    power_law,
+    speed_table,
 )
 from plots.records import (
     ICL_SIZES,
@@ -66,7 +71,7 @@ def spent(step, width=64):
 
 
 def write_icl(folder, seed=1, scale=1.0, steps=STEPS, drop=(), status="finished", **settings):
-    settings = dict(n_dims=4, n_positions=8, max_iters=STEPS[-1], seed=seed) | settings
+    settings = dict(n_dims=4, n_positions=8, max_iters=STEPS[-1], seed=seed, training_learning_rate=1e-3) | settings
     points, lines = settings["n_positions"], []
     for step in steps:
         errors = [scale * 0.5 ** (i * step / 300) for i in range(points)]
@@ -85,16 +90,20 @@ def write_icl(folder, seed=1, scale=1.0, steps=STEPS, drop=(), status="finished"
 
 
 def write_lm(
-    folder, width=256, scale=1.0, exponent=0.05, seed=1, pace=5e4, steps=STEPS, status="finished", **settings
-):
-    """Loss 20 C^-exponent; 1,000 tokens a step at 0.01 times `pace` in the first progress line, then 1, 2, 4."""
+    folder, width=256, scale=1.0, exponent=0.05, seed=1, pace=5e4, steps=STEPS, status="finished",
+    val_tokens=None, **settings,
+):  # fmt: skip
+    """Loss 20 C^-exponent; 1,000 tokens a step at 0.01 times `pace` in the first progress line, then 1, 2, 4.
+
+    val_tokens: of the validation text, where the loss is that of the same text in every run.
+    """
     lines = []
     for step in steps:
         cost = spent(step, width) | dict(tokens=1000 * step)
         loss = scale * 20 * max(cost["non_emb_compute"], 1.0) ** -exponent
         rate = pace * (2 ** (step / 100 - 1) if step else 0.01)
         lines += [{**cost, "train/loss": loss, "lr": 3e-3, "tokens_per_s": rate, "mfu": None}]
-        lines += [{**cost, "val/loss": loss}]
+        lines += [{**cost, "val/loss": loss} | ({"val/tokens": val_tokens} if val_tokens else {})]
     settings = dict(d_model=width, seed=seed, max_iters=STEPS[-1], dataset="shakespeare_char") | settings
     return write_run(folder, "train.py", lines, status, **settings)
 
@@ -159,10 +168,10 @@ def test_icl_examples_draws_the_last_evaluation_and_every_baseline(tmp_path):
     icl_examples.draw(ax := axes(), tuned([run]))
     last, lines = run.metrics[-1], drawn(ax)
     np.testing.assert_allclose(lines["standard"], [range(8), last["eval_pointwise/loss"]])
-    for key, (words, _) in icl_examples.BASELINES.items():
+    for key, words in icl_examples.BASELINES.items():
         np.testing.assert_allclose(lines[words], [range(8), last["baselines"][key]])
     shown = {t.get_text().rstrip(" ↓↑") for t in ax.texts}
-    assert shown == {words for words, _ in icl_examples.BASELINES.values()}
+    assert shown == set(icl_examples.BASELINES.values())
     assert ax.get_ylim()[0] > 1e-4  # exact least squares does not set the scale
 
 
@@ -323,9 +332,9 @@ def test_all_runs_as_of_one_step(tmp_path, capsys):
     title, _, row = capsys.readouterr().out.splitlines()[2:]
     assert title == "n_dims = 4, step 100"
     assert row.split()[1:7] == ["1", "1", "0.002", "0.001", "0.002", "100"]  # runs, seeds, rate of two, step
-    icl_table.main([str(tmp_path), "--at-step=100"])
+    icl_table.main([str(tmp_path), "--at-step=100", "--steps=100"])
     said = capsys.readouterr().out
-    assert "| standard | 4 | 128 | 0.002 (0.001 0.002) | 0.0992 | 1 | 100 | 1 |" in said
+    assert "| 4 | 128 | standard | 0.002 | 1 | 0.0992 |" in said
     assert "hours of training until step 100." in said
     assert "short is not finished" in refusal(capsys, icl_width.main, tmp_path, *out)
     with pytest.raises(SystemExit):
@@ -395,53 +404,39 @@ def test_only_chooses_and_says_how_many_it_left_out(tmp_path, capsys):
         write_icl(tmp_path / str(width), d_model=width)
     runs = read_runs([tmp_path], "train_ICL.py", ["d_model=64", "d_model=256", "training_learning_rate=1e-3"])
     assert [run.settings["d_model"] for run in runs] == [256, 64]  # by folder
-    assert "1 of 3 runs left out by --only" in capsys.readouterr().out
+    assert "1 of 3 runs left out by --only" in capsys.readouterr().err
     assert parse_wanted(["a=8|4", "a=2"]) == {"a": ["8|4", "2", 2]}
 
 
-@pytest.mark.parametrize(("a", "b"), [(20.0, 0.05), (3.0, 0.4)])
-def test_power_law_is_recovered(a, b):
-    C = np.array([1e15, 3e15, 2e16, 4e17])
-    law = power_law.fit(C, a * C**-b)
-    np.testing.assert_allclose([law.a, law.b, *law.interval], [a, b, b, b], rtol=1e-9)
-    assert (law.c, law.n) == (0, 4)
-    np.testing.assert_allclose(law(C), a * C**-b)
+def coverage(noise, draws):
+    """How often the intervals of the exponents and of the share cover what runs with log-normal noise were made with.
+
+    Two structures at four widths, two seeds, of which the second's windows are harder; the larger width has one seed.
+    """
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(draws):
+        rows = []
+        for structure, b, a in (("low_rank", 0.045, 1.0), ("multi_level_low_rank", 0.035, 0.7)):
+            for width, seed in itertools.product((256, 384, 512, 768), (1, 2)):
+                if (width, seed) != (768, 1):
+                    x = 1e9 * width**2
+                    loss = a * x**-b * np.exp(0.02 * (seed == 2) + noise * rng.standard_normal())
+                    rows.append((structure, seed, width, x, loss))
+        laws = lm_laws.fit_points(pd.DataFrame(rows, columns=["structure", "seed", "width", "x", "loss"]), by_seed=True)
+        _, low, high = laws.exponent("low_rank")
+        _, least, most = laws.share("multi_level_low_rank", loss=0.4)
+        harder = np.exp(0.01)  # the mean seed's windows than those of seed 1
+        true = (0.4 / (0.7 * harder)) ** (-1 / 0.035) / (0.4 / harder) ** (-1 / 0.045)
+        covered.append((low <= 0.045 <= high, least <= true <= most))
+    return np.mean(covered, 0), laws
 
 
-@pytest.mark.parametrize(("b", "c"), [(0.3, 0.8), (0.05, 0.5), (0.6, 1.2)])
-def test_power_law_with_an_offset_is_recovered_and_taken_only_where_it_says_more(b, c):
-    C = np.geomspace(1e15, 1e18, 8)
-    y = 3 * (C / 1e15) ** -b + c
-    law = power_law.fit(C, y)
-    np.testing.assert_allclose([law.a, law.b, law.c, *law.interval], [3 * 1e15**b, b, c, b, b], rtol=1e-6)
-    np.testing.assert_allclose(law(C), y)
-    assert law.largest_deviation(C, [*y[:-1], 1.5 * y[-1]]) == pytest.approx(0.5)
-    assert power_law.fit(C[:5], y[:5]).c == 0  # too few points
-    assert power_law.fit(C, 3 * C**-b).c == 0
-    noise = np.exp(0.01 * np.random.default_rng(1).standard_normal(8))
-    assert power_law.fit(C, 3 * C**-b * noise).c == 0
-
-
-def coverage(law, C, b, noise, draws, seed=0):
-    """How often the interval covers b where log-normal noise lies on the law, and the laws fitted."""
-    rng = np.random.default_rng(seed)
-    laws = [power_law.fit(C, law(C) * np.exp(noise * rng.standard_normal(len(C)))) for _ in range(draws)]
-    return np.mean([found.interval[0] <= b <= found.interval[1] for found in laws]), laws
-
-
-def test_the_interval_of_the_exponent_covers_it_in_95_of_100():
-    C = np.array([1e15, 1e15, 3e15, 6e15, 6e15])
-    covered, laws = coverage(lambda C: 20 * C**-0.05, C, 0.05, noise=0.01, draws=600)
-    assert covered == pytest.approx(0.95, abs=0.027)  # three standard errors
-    u = np.log(C)  # the textbook's: the slope's standard error times the quantile of Student's t with 3 degrees
-    for law in laws[:3]:
-        assert np.mean(law.interval) == pytest.approx(law.b)
-        assert law.half_width == pytest.approx((law.interval[1] - law.interval[0]) / 2)
-    deviation = np.sqrt(np.mean([law.half_width**2 for law in laws])) / 3.182
-    assert deviation == pytest.approx(0.01 / np.sqrt(np.sum((u - u.mean()) ** 2)), rel=0.05)
-    covered, laws = coverage(lambda C: 2 * (C / 1e15) ** -0.3 + 1, np.geomspace(1e15, 1e18, 12), 0.3, 0.005, draws=200)
-    assert covered == pytest.approx(0.95, abs=0.047)
-    assert all(law.c > 0 for law in laws)
+def test_the_intervals_of_exponents_and_shares_cover_what_the_runs_were_made_with(monkeypatch):
+    monkeypatch.setattr(lm_laws, "RESAMPLED", 300)
+    (exponents, shares), laws = coverage(noise=0.004, draws=150)
+    assert exponents == pytest.approx(0.95, abs=0.055)  # three standard errors
+    assert shares == pytest.approx(0.93, abs=0.07)
+    assert laws.offset(2) - laws.offset(1) == pytest.approx(0.02, abs=0.01)
 
 
 TWO = {"s": ("low_rank", 0.05, 5e4), "m": ("multi_level_low_rank", 0.07, 4e4)}  # structure, exponent, pace
@@ -457,69 +452,150 @@ def write_widths(folder, widths=(256, 384, 512)):
     return read_runs([folder], "train.py")
 
 
-def test_lm_fit_goes_through_the_last_point_of_every_run_of_the_best_rate(tmp_path, capsys):
-    runs = write_widths(tmp_path)
-    curves, laws = lm_compute.draw(ax := axes(), runs, fit=True)
-    assert len(drawn(ax)) == len(curves) == 6
+def test_lm_fit_goes_through_the_last_point_of_every_run_of_the_best_rate(tmp_path):
+    chosen = lm_laws.best_runs(write_widths(tmp_path))
+    assert {run.settings["init_lr"] for run in chosen} == {3e-3}
+    laws = lm_compute.draw_laws(ax := axes(), chosen, "non_emb_compute")
+    assert laws.structures == ["low_rank", "multi_level_low_rank"]
     for structure, exponent in (("low_rank", 0.05), ("multi_level_low_rank", 0.07)):
-        law = laws[structure]
-        chosen = [run for run in runs if run.structure == structure and run.settings["init_lr"] == 3e-3]
-        x, y = np.array([max(run.series("val/loss", "non_emb_compute").items())[1] for run in chosen]).T
-        assert law == power_law.fit(x, y)
-        assert (law.n, law.b, law.c) == (6, pytest.approx(exponent), 0)
-        assert law.a == pytest.approx(20 * np.sqrt(1.01 * 1.03))
-        line = next(line for line in ax.lines if len(line.get_xdata()) == 50 and line.get_color() == COLOURS[structure])
-        np.testing.assert_allclose(line.get_ydata(), law(line.get_xdata()))
+        b, low, high = laws.exponent(structure)
+        np.testing.assert_allclose([b, low, high], exponent, rtol=1e-6)
+        mine = [run for run in chosen if run.structure == structure]
+        x = np.array([run.final("non_emb_compute") for run in mine], float)
+        middle = np.sqrt(1.01 * 1.03)  # the two seeds' windows are 0.99 + seed / 50 times as hard
+        np.testing.assert_allclose(laws.loss(structure, x)[0], middle * 20 * x**-exponent)
+        own = {len(line.get_xdata()): line for line in ax.lines if line.get_color() == COLOURS[structure]}
+        np.testing.assert_allclose(own[50].get_ydata(), middle * 20 * own[50].get_xdata() ** -exponent)
+        np.testing.assert_allclose(own[6].get_ydata(), middle * 20 * own[6].get_xdata() ** -exponent)  # moved points
+    assert np.exp(laws.offset(2) - laws.offset(1)) == pytest.approx(1.03 / 1.01)
     assert {"D = 256", "384", "512"} == {t.get_text() for t in ax.texts}
-    shown = [t.get_text() for t in ax.get_legend().get_texts()]
-    half = laws["low_rank"].half_width
-    assert shown[0] == f"standard: $C^{{-0.050 \\pm {half:.3f}}}$"
-    assert len(shown) == 2
-    lm_compute.main([str(tmp_path), "--fit", "--out", str(tmp_path / "fit.png")])
-    out = capsys.readouterr().out
-    low, high = laws["multi_level_low_rank"].interval
-    assert f"MLR: L = 20.4 C^-0.0700 with C = non_emb_compute, b from {low:.4f} to {high:.4f} (95%); 6 runs of 3" in out
-    assert "off by at most 0.99%" in out
-    rows = [line.split() for line in out.splitlines() if line.startswith("standard, D = 256")]
-    assert [row[4:10] for row in rows] == [["2", "1", "2", "0.003", "0.003", "0.01"]]  # the rate, and those tried
-    law = power_law.PowerLaw(3, 0.3, 0.85, (0.2, 0.4), 8)
-    assert lm_compute.law_words(law, "t") == "$t^{-0.300 \\pm 0.100} + 0.85$"
 
 
-def test_lm_panels_have_their_own_laws_and_one_legend(tmp_path, capsys):
-    runs = write_widths(tmp_path)
-    panels, laws = Figure().subplots(1, 2), {}
-    for ax, x in zip(panels, ("non_emb_compute", "gpu_seconds"), strict=True):
-        curves, laws[x] = lm_compute.draw(ax, runs, x, fit=True, with_legend=False)
-    lm_compute.show_legend(panels, curves, laws)
-    assert [ax.get_legend() for ax in panels] == [None, None]
-    (legend,) = panels[0].figure.legends
-    for text, structure in zip(legend.get_texts(), laws[x], strict=True):
-        exponents = [lm_compute.law_words(laws[x][structure], symbol) for x, symbol in zip(laws, "Ct", strict=True)]
-        assert text.get_text() == f"{STRUCTURES[structure][0]}: {', '.join(exponents)}"
-    assert laws["gpu_seconds"]["low_rank"].b == pytest.approx(0.1)  # FLOPs are the square of the width, seconds are not
-    out = ("--out", str(tmp_path / "two.png"))
-    lm_compute.main([str(tmp_path), "--fit", "--x=gpu_seconds", "--x=compute", *out])
-    out = capsys.readouterr().out
-    assert [out.count(f"with C = {x}, b from") for x in ("gpu_seconds", "compute", "non_emb_compute")] == [2, 2, 0]
+def test_lm_panels_have_their_own_laws_and_a_panel_for_each_width(tmp_path, capsys, monkeypatch):
+    write_widths(tmp_path)
+    drawn_panels = []
+    monkeypatch.setattr(lm_compute, "legend_below", lambda axes, shown, ncols: drawn_panels.append((axes, shown)))
+    lm_compute.main([str(tmp_path), "--fit", "--x=non_emb_compute", "--x=gpu_seconds", "--widths",
+                     "--out", str(tmp_path / "two.png")])  # fmt: skip
+    ((panels, shown),) = drawn_panels
+    assert [ax.get_title() for ax in panels] == ["", "", "D = 256", "D = 384", "D = 512"]
+    assert [key.get_label() for key in shown] == [
+        "standard: $C^{-0.050 \\pm 0.000}$, $t^{-0.100 \\pm 0.000}$",  # FLOPs are the square of the width, seconds not
+        "MLR: $C^{-0.070 \\pm 0.000}$, $t^{-0.140 \\pm 0.000}$",
+        "seed 1", "seed 2",
+    ]  # fmt: skip
+    assert [len(ax.lines) for ax in panels[2:]] == [4] * 3  # every run at its best rate
 
 
 def test_what_a_law_needs_of_standard_attentions_compute(tmp_path, capsys):
     """Losses 20 C^-0.05 and 0.97 of it: as low with 0.97^20 of the compute, between the losses that both reached."""
     for width in (256, 384, 512):
-        write_lm(tmp_path / f"s{width}", width)
-        write_lm(tmp_path / f"m{width}", width, scale=0.97, token_mixing_struct="multi_level_low_rank")
-        write_lm(tmp_path / f"w{width}", width, scale=0.5, token_mixing_struct="low_rank_with_sliding_window")
-    lm_compute.main([str(tmp_path), "--fit", "--out", str(tmp_path / "fit.png")])
+        flags = dict(pace=5e4 * 256 / width)  # FLOPs are the square of the width, seconds not
+        write_lm(tmp_path / f"s{width}", width, **flags)
+        write_lm(tmp_path / f"m{width}", width, scale=0.97, token_mixing_struct="multi_level_low_rank", **flags)
+    lm_laws.main([str(tmp_path)])
     said = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in said if "by the two laws" in line]  # the window never was as high as standard attention
+    assert said[2] == "| standard | 3 | 0.050 [0.050, 0.050] | 0.100 [0.100, 0.100] |"
     worst, best = (20 * spent(STEPS[-1], width)["non_emb_compute"] ** -0.05 for width in (256, 512))
-    assert line == (
-        f"MLR: {0.97**20:.0%} to {0.97**20:.0%} of the non_emb_compute of standard attention for the same loss, "
-        f"{best:.3f} to {0.97 * worst:.3f}, by the two laws"
-    )
-    law = power_law.PowerLaw(3, 0.3, 0.85, (0.2, 0.4), 8)
-    assert law.inverse(law(1e15)) == pytest.approx(1e15)
+    ends = f"{np.floor(97 * worst) / 100:.2f}", f"{np.ceil(100 * best) / 100:.2f}"
+    shares = [f"{share:.2f} [{share:.2f}, {share:.2f}]" for share in (0.97**20, 0.97**10)]
+    rows = [line for line in said if line.endswith(f"| {' | '.join(shares)} |")]
+    assert [row.split()[1] for row in rows] == [*ends]
+    assert "do not meet beyond the largest run" in " ".join(said)
+    laws = lm_laws.fit_laws(read_runs([tmp_path], "train.py"))
+    assert laws.x_at("low_rank", laws.loss("low_rank", 1e15)[0][0]) == pytest.approx(1e15)
+
+
+def test_laws_that_meet(tmp_path):
+    """20 C^-0.05 and a C^-0.03 meet where 20 / a = C^0.02."""
+    for width in (256, 384, 512):
+        write_lm(tmp_path / f"s{width}", width)
+        scale = 0.95 * (1e9 * 300 * 512**2) ** -0.02
+        write_lm(tmp_path / f"m{width}", width, scale, exponent=0.03, token_mixing_struct="multi_level_low_rank")
+    laws = lm_laws.fit_laws(read_runs([tmp_path], "train.py"))
+    largest = 300e9 * 512**2
+    assert laws.crossing("multi_level_low_rank") == pytest.approx(largest * 0.95**-50, rel=1e-6)
+    words = lm_laws.crossing_words(laws, "multi_level_low_rank")
+    assert words.endswith(f"meet at {0.95**-50:.1f} times the FLOPs of the largest run.")
+
+
+def test_only_runs_on_the_same_text_are_pairs(tmp_path, capsys):
+    """Seeds draw windows of their own; the whole text is another than all of them."""
+    for seed, lead in ((1, 0.10), (2, 0.06), (3, 0.08)):
+        for name, scale in (("low_rank", 1.0), ("multi_level_low_rank", 1 - lead)):
+            write_lm(tmp_path / f"{name}{seed}", scale=scale, seed=seed, token_mixing_struct=name)
+    mlr = dict(token_mixing_struct="multi_level_low_rank")
+    write_lm(tmp_path / "w1", scale=0.5, seed=1, max_iters=900, val_tokens=9, **mlr)
+    write_lm(tmp_path / "w2", scale=2.0, seed=4, eval_iters=3, **mlr)
+    runs = read_runs([tmp_path], "train.py", unfinished=True)
+    assert sorted({run.settings["validation"] for run in runs}) == ["random windows", "whole text"]
+    (table,) = lm_pairs.pairs(runs).values()
+    loss = 20 * (300e9 * 256**2) ** -0.05
+    np.testing.assert_allclose(table.lead, loss * np.array([0.10, 0.06, 0.08]))
+    mean, error, _, high, _ = lm_pairs.mean_lead(table)
+    assert mean == pytest.approx(0.08 * loss)
+    assert error == pytest.approx(0.02 * loss / np.sqrt(3))
+    assert high - mean == pytest.approx(4.303 * error, rel=1e-3)  # Student's t with two degrees of freedom
+    assert lm_pairs.trend(table) is None  # one width
+    with pytest.raises(BadInput, match="differ in validation"):
+        lm_laws.fit_laws(runs)
+    lm_pairs.main([str(tmp_path), "--only", "validation=random windows"])
+    assert "| MLR | 3 of 3 pairs | +" in capsys.readouterr().out
+    write_lm(tmp_path / "again", seed=1)
+    said = refusal(capsys, lm_pairs.main, tmp_path)
+    assert "have the same settings; give one" in said
+
+
+def test_pairs_at_the_best_rates(tmp_path, capsys):
+    """MLR is best at 1e-3, standard attention at 3e-3; at equal rates standard attention is ahead."""
+    for seed in (1, 2, 3):
+        for name, at_3, at_1 in (("low_rank", 1.0, 1.01), ("multi_level_low_rank", 1.02, 0.98)):
+            for rate, scale in ((3e-3, at_3), (1e-3, at_1)):
+                flags = dict(seed=seed, init_lr=rate, token_mixing_struct=name)
+                write_lm(tmp_path / f"{name}{rate}{seed}", scale=scale, val_tokens=9, **flags)
+    lm_pairs.main([str(tmp_path), "--best"])
+    assert f"| MLR | 3 of 3 pairs | {0.02 * 20 * (300e9 * 256**2) ** -0.05:+.4f} [" in capsys.readouterr().out
+    lm_pairs.main([str(tmp_path), "--only", "init_lr=0.003"])
+    assert "| MLR | 0 of 3 pairs | -" in capsys.readouterr().out
+
+
+def test_the_trend_of_the_lead_is_a_regression_on_the_logarithm_of_the_width(tmp_path):
+    for width in (256, 512, 1024):
+        for name, less in (("low_rank", 0), ("multi_level_low_rank", 0.2 - 0.01 * np.log2(width))):
+            loss = 20 * spent(STEPS[-1], width)["non_emb_compute"] ** -0.05
+            write_lm(tmp_path / f"{name}{width}", width, scale=1 - less / loss, token_mixing_struct=name)
+    (table,) = lm_pairs.pairs(read_runs([tmp_path], "train.py")).values()
+    slope, low, high = lm_pairs.trend(table)
+    np.testing.assert_allclose([slope, low, high], -0.01 / np.log(2), rtol=1e-6)
+
+
+def test_lm_rates_has_every_run_of_a_rate_and_the_lead_at_the_best(tmp_path, capsys):
+    mlr = dict(token_mixing_struct="multi_level_low_rank")
+    for name, flags in dict(
+        a=dict(scale=1.10, init_lr=1e-3), b=dict(scale=1.0, init_lr=3e-3), b2=dict(scale=1.04, init_lr=3e-3),
+        c=dict(scale=0.98, init_lr=1e-3, **mlr), d=dict(scale=0.96, init_lr=3e-3, **mlr),
+    ).items():  # fmt: skip
+        write_lm(tmp_path / name, **flags)
+    lm_rates.main([str(tmp_path)])
+    said = capsys.readouterr().out
+    one = 20 * (300e9 * 256**2) ** -0.05
+    assert f"| 256 | standard | {1.1 * one:.4f} | **{one:.4f}, {1.04 * one:.4f}** |" in said
+    assert f"| 256 | MLR | {0.98 * one:.4f} | **{0.96 * one:.4f}** |" in said
+    words = " ".join(said.split())
+    lead = f"{(1.02 - 0.96) * one:.3f} nats at d_model 256"
+    assert f"its best rate (one seed) MLR attention leads standard attention by {lead}." in words
+    assert f"Runs of one command are up to {0.04 * one:.3f} nats apart." in words
+
+
+def test_lm_curves_say_when_standard_attentions_last_loss_is_reached(tmp_path, capsys):
+    write_lm(tmp_path / "s")
+    write_lm(tmp_path / "m", scale=0.975, token_mixing_struct="multi_level_low_rank")
+    write_lm(tmp_path / "w", scale=1.1, token_mixing_struct="low_rank_with_sliding_window")
+    lm_curves.main([str(tmp_path)])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[-1] for row in rows] == [" |", "not by 300 |", "200 |"]  # 0.975 of it after 2/3 of the steps: 2/3^-0.05
+    lm_curves.main([str(tmp_path), "--out", str(tmp_path / "fig.png")])
+    assert (tmp_path / "fig.png").exists()
 
 
 def test_times_are_of_one_card(tmp_path, capsys, monkeypatch):
@@ -529,15 +605,15 @@ def test_times_are_of_one_card(tmp_path, capsys, monkeypatch):
         record = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps(record | dict(device=card)))
     runs = read_runs([tmp_path], "train.py")
-    (curve,), _ = lm_compute.draw(ax := axes(), runs, "gpu_seconds")
+    (curve,) = lm_compute.draw(ax := axes(), runs, "gpu_seconds")
     assert curve.seeds == [2, 3]
     assert ax.get_xlabel().endswith("pace (s), H200")
-    (curve,), _ = lm_compute.draw(ax := axes(), runs)
+    (curve,) = lm_compute.draw(ax := axes(), runs)
     assert curve.seeds == [1, 2, 3]
     assert "H200" not in ax.get_xlabel()
     other = write_lm(tmp_path / "mlr", token_mixing_struct="multi_level_low_rank")  # on neither card
     named = []
-    monkeypatch.setattr(lm_compute, "show_legend", lambda axes, curves, laws: named.extend(c.structure for c in curves))
+    monkeypatch.setattr(lm_compute, "shared_legend", lambda axes, curves: named.extend(c.structure for c in curves))
     lm_compute.main([str(tmp_path), "--x=step", "--x=gpu_seconds", "--out", str(tmp_path / "fig.png")])
     assert sorted(named) == ["low_rank", "multi_level_low_rank"]
     assert "gpu_seconds: 2 of 4 runs left out, which ran on another card" in capsys.readouterr().out
@@ -550,7 +626,7 @@ def test_times_are_of_one_card(tmp_path, capsys, monkeypatch):
 def test_gpu_seconds_are_tokens_at_the_median_pace_without_the_first_progress_line(tmp_path, capsys):
     run = load_run(write_lm(tmp_path / "a", pace=5e4))
     assert run.pace == 2 * 5e4
-    (curve,), _ = lm_compute.draw(axes(), [run], "gpu_seconds")
+    (curve,) = lm_compute.draw(axes(), [run], "gpu_seconds")
     np.testing.assert_allclose(curve.x, [1000 * step / 1e5 for step in STEPS[1:]])
     short = write_lm(tmp_path / "b", steps=STEPS[:3])
     said = refusal(capsys, lm_compute.main, short, "--x=gpu_seconds", "--out", tmp_path / "fig.png")
@@ -561,7 +637,7 @@ def test_gpu_seconds_are_tokens_at_the_median_pace_without_the_first_progress_li
 def test_lm_axes_begin_where_the_losses_come_near_their_ends(tmp_path):
     write_lm(tmp_path / "a", 256, exponent=0.4)
     write_lm(tmp_path / "b", 512, exponent=0.39)
-    curves, _ = lm_compute.draw(ax := axes(), read_runs([tmp_path], "train.py"))
+    curves = lm_compute.draw(ax := axes(), read_runs([tmp_path], "train.py"))
     top = lm_compute.HEADROOM * max(curve.mean[-1] for curve in curves)
     assert ax.get_ylim()[1] == pytest.approx(top)
     assert ax.get_ylim()[0] < min(curve.mean[-1] for curve in curves)
@@ -572,7 +648,7 @@ def test_lm_axes_begin_where_the_losses_come_near_their_ends(tmp_path):
     np.testing.assert_allclose(left, crossing / (curves[1].x[-1] / crossing) ** lm_compute.MARGIN)
     assert right > curves[1].x[-1]
     one = load_run(write_lm(tmp_path / "one", steps=STEPS[:2]))
-    (curve,), _ = lm_compute.draw(ax := axes(), [one])
+    (curve,) = lm_compute.draw(ax := axes(), [one])
     left, right = ax.get_xlim()
     assert 1.05 * left < curve.x[0] < right / 1.05  # a single point, too, has room
 
@@ -672,7 +748,7 @@ def test_a_fit_needs_three_widths_once_each_and_different_x(tmp_path, capsys):
         write_lm(tmp_path / str(width), width)
     out = tmp_path / "fig.png"
     said = refusal(capsys, lm_compute.main, tmp_path, "--fit", "--out", out)
-    assert "needs 3 widths, standard has 2 (D = 256, 384)" in said
+    assert "needs 3 widths, standard has 2; make more with --d_model" in said
     write_lm(tmp_path / "512", 512)
     assert "end at the same x" in refusal(capsys, lm_compute.main, tmp_path, "--fit", "--x", "step", "--out", out)
     write_lm(tmp_path / "512b", 512, weight_decay=0.1)
@@ -680,16 +756,12 @@ def test_a_fit_needs_three_widths_once_each_and_different_x(tmp_path, capsys):
     assert not list(tmp_path.glob("fig*"))
 
 
-def test_a_structure_of_two_widths_is_drawn_without_a_law(tmp_path, capsys):
+def test_a_structure_of_two_widths_has_no_law(tmp_path):
     for width in (256, 384, 512):
         write_lm(tmp_path / f"s{width}", width)
     for width in (256, 512):
         write_lm(tmp_path / f"m{width}", width, scale=0.9, token_mixing_struct="multi_level_low_rank")
-    curves, laws = lm_compute.draw(axes(), read_runs([tmp_path], "train.py"), fit=True)
-    assert len(curves) == 5
-    assert list(laws) == ["low_rank"]
-    lm_compute.main([str(tmp_path), "--fit", "--out", str(tmp_path / "fit.png")])
-    assert [line[:12] for line in capsys.readouterr().out.splitlines() if "L = " in line] == ["standard: L "]
+    assert lm_laws.fit_laws(read_runs([tmp_path], "train.py")).structures == ["low_rank"]
 
 
 def test_tick_text():
@@ -768,7 +840,7 @@ def test_icl_compute_draws_every_run_and_the_envelope_of_its_means(tmp_path):
     curves = learning_curves(runs, "eval/last", "compute", unnamed=ICL_SIZES | {"training_learning_rate"})
     icl_compute.draw_envelopes(ax := axes(), curves, "compute", line_styles(curves))
     assert list(drawn(ax)) == ["standard, 8 heads", "standard, 1 head", "bilinear BTT"]
-    assert len(ax.lines) == len(runs) + 3
+    assert len(ax.lines) == len(runs) + 3 + len(icl_examples.LEVELS)
     for alike in by_kind(curves):
         x, y = drawn(ax)[alike[0].label]
         assert (np.diff(x) > 0).all()
@@ -803,85 +875,109 @@ def test_icl_examples_shows_the_largest_common_width_in_a_panel_for_each_n_dims(
     assert "no width is in all of" in said
 
 
-def test_icl_table(tmp_path, capsys):
+def test_icl_table_by_steps_has_the_median_and_every_seed(tmp_path, capsys):
     write_grid(tmp_path)
-    icl_table.main([str(tmp_path), "--only", "n_dims=4"])
+    icl_table.main([str(tmp_path), "--only", "n_dims=4", "--steps=200|300"])
     said = capsys.readouterr().out.splitlines()
-    assert said[3] == (
-        "| standard, 8 heads | 4 | 16 | 0.001 (0.001 0.003) | 0.018 (0.0172 to 0.0187) | 1 | 300 | 1 2 "
-        "| 0.5 (0.5 to 0.5) |"
-    )
-    assert len([line for line in said if line.startswith(("| standard", "| bilinear"))]) == 6
-    assert "18 runs, 0.2 hours of training." in said
-    assert not any(line.startswith("One learning rate only") for line in said)
-    icl_table.main([str(tmp_path), "--only", "training_learning_rate=1e-3"])
-    said = capsys.readouterr().out
-    assert "One learning rate only, so none was chosen: standard, 8 heads at n_dims 4, D 16;" in said
+    assert said[0] == "| n_dims | D | attention | rate | seeds | 200 steps | 300 steps |"
+    errors = [2.0 * (1 + seed / 10) * 0.5 ** (7 * step / 300) for step in (200, 300) for seed in (1, 2)]
+    cells = [f"{(x + y) / 2:.3g} ({x:.2g}, {y:.2g})" for x, y in (errors[:2], errors[2:])]
+    assert f"| 4 | 16 | standard, 8 heads | 0.001 | 2 | {' | '.join(cells)} |" in said
+    assert f"| 4 | 16 | standard, 8 heads | 0.003 | 1 | {1.25 * errors[0]:.3g} | {1.25 * errors[2]:.3g} |" in said
+    assert len([line for line in said if line.startswith("| 4 | ")]) == 12
+    words = " ".join(said)
+    assert "18 runs, 0.2 hours of training." in words
+    assert "Simple methods have errors of, at n_dims 4: least squares 1e-14, ridge 0.12, averaging 0.57" in words
+
+
+def test_icl_table_counts_a_run_that_never_gets_there(tmp_path, capsys):
+    """Errors scale * 0.5^(7 step / 300): at 0.25 by step 100 where scale is 1, by 200 where it is 5, never where 90."""
+    for name, scales in dict(low_rank=(1, 1, 90), bilinear_MLR=(90, 90, 1), bilinear_BTT=(1, 5, 90)).items():
+        for seed, scale in enumerate(scales, 1):
+            flags = dict(seed=seed, token_mixing_struct=name)
+            write_icl(tmp_path / f"{name}{seed}", scale=scale, **flags)
+            write_icl(tmp_path / f"{name}{seed}_bad", scale=99, training_learning_rate=3e-3, **flags)
+    icl_table.main([str(tmp_path), "--errors=0.25"])
+    said = capsys.readouterr().out.splitlines()
+    flops = {step: f"{step * 1e9 * 128**2:.2g}" for step in (100, 200, 300)}
+    assert [line.partition(" | 0.001 | 3 | ")[2] for line in said[2:5]] == [
+        f"100 (1 of 3 not) | {flops[100]} (1 of 3 not) |",
+        f"not by 300 (2 of 3 not) | not by {flops[300]} (2 of 3 not) |",
+        f"200 (1 of 3 not) | {flops[200]} (1 of 3 not) |",
+    ]
+
+
+def test_icl_table_ledger(tmp_path, capsys):
+    write_grid(tmp_path)
     run = tmp_path / "s1_n8_d64_0.003_1"
     record = json.loads((run / "run.json").read_text())
     record |= dict(commit="0123456789", device="GPU", versions=dict(torch="2.13.0"))
     (run / "run.json").write_text(json.dumps(record))
     icl_table.main([str(run), "--ledger"])
     header, _, row, *_ = capsys.readouterr().out.splitlines()
-    assert header.startswith("| run | commit | device | torch | steps | seconds |")
-    assert row.startswith("| `s1_n8_d64_0.003_1` | 0123456 | GPU | 2.13.0 | 300 | 30 | 0.003 | 1 |")
+    assert header.startswith("| run | commit | device | torch | steps | minutes |")
+    assert row.startswith("| `s1_n8_d64_0.003_1` | 0123456 | GPU | 2.13.0 | 300 | 0.5 | 0.003 | 1 |")
 
 
 def write_bench(path, lengths=(512, 1000), device="GPU", **changes):
-    """What `bench.py attention --out` writes: curve c takes c + 1 times as long as flash, a row that is not drawn too.
+    """What `bench.py attention --out` writes: curve c takes c + 2 times as long as the default, which is no curve.
 
     changes: keys of the row of fused MLR at the first length.
     """
     rows = [
-        dict(structure=structure, backend=backend, T=T, forward_ms=T * (c + 1), both_ms=3 * T * (c + 1), extra_MiB=c)
+        dict(structure=structure, backend=backend, T=T, forward_ms=T * c, both_ms=3 * T * c, extra_MiB=c)
         for T in lengths
-        for c, (structure, backend) in enumerate([*attention_speed.CURVES, ("GSWA", "auto")])
+        for c, (structure, backend) in enumerate([speed_table.DEFAULT, *attention_speed.CURVES, ("GSWA", "auto")], 1)
     ]
     mlr = next(row for row in rows if row["backend"] == "triton")
     mlr |= changes
     settings = dict(n_head=12, tokens=65536, lengths="|".join(map(str, lengths)))
-    path.write_text(json.dumps(dict(command="attention", device=device, settings=settings, rows=rows)))
+    about = dict(command="attention", device=device, torch="2.13.0", dtype="bfloat16")
+    path.write_text(json.dumps(dict(about, settings=settings, rows=rows)))
     return path
 
 
-def test_attention_speed_draws_times_relative_to_flash_and_memory(tmp_path, capsys):
-    paths = [write_bench(tmp_path / "a.json", (2048, 512)), write_bench(tmp_path / "b.json", (1000,))]
-    lengths = attention_speed.read(paths)
-    panels = [axes() for _ in attention_speed.PANELS]
-    attention_speed.draw(panels, lengths)
-    for ax, memory in zip(panels, (False, False, True), strict=True):
-        lines = drawn(ax)
-        assert list(lines) == [name for name, *_ in attention_speed.CURVES.values()]
+def test_attention_speed_draws_times_relative_to_the_default(tmp_path):
+    path = write_bench(tmp_path / "a.json", (2048, 512, 1000))
+    panels = Figure().subplots(1, 2)
+    attention_speed.draw(panels, speed_table.by_length(speed_table.read(path)))
+    for ax in panels:
+        lines = {label: line for label, line in drawn(ax).items() if " " in label}
+        assert list(lines) == [" ".join(curve) for curve in attention_speed.CURVES]
         for c, line in enumerate(lines.values()):
-            np.testing.assert_allclose(line, [[512, 1000, 2048], [c + (not memory)] * 3])
+            np.testing.assert_allclose(line, [[512, 1000, 2048], [c + 2] * 3])
         assert [t.get_text() for t in ax.get_xticklabels()] == ["512", "1000", "2k"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("c.png", "d.png"):
-            attention_speed.main([*map(str, paths), "--out", str(tmp_path / name)])
+            attention_speed.main([str(path), "--out", str(tmp_path / name)])
     assert (tmp_path / "c.svg").read_bytes() == (tmp_path / "d.svg").read_bytes()
-    assert "MLR, fused" in capsys.readouterr().out
+
+
+def test_speed_table_of_attention_sets_the_default_first(tmp_path, capsys):
+    speed_table.main([str(write_bench(tmp_path / "a.json", both_ms=9e3))])
+    said = capsys.readouterr().out
+    header, _, first, second = said.splitlines()[:4]
+    assert header.startswith("| T | forward, ms | of PyTorch's default | of FlashAttention-2 | forward and backward")
+    assert first == f"| 512 | 1024.00 | 2.00 | 0.67 | 9000.00 | {9e3 / 1536:.2f} | {9e3 / 4608:.2f} | 2.00 |"
+    assert second == "| 1000 | 2000.00 | 2.00 | 0.67 | 6000.00 | 2.00 | 0.67 | 2.00 |"
+    words = " ".join(said.split())
+    assert "takes 2.00 to 2.00 of the time of PyTorch's default attention forward, and 2.00 to 5.86 forward" in words
 
 
 def test_attention_speed_names_what_is_missing(tmp_path, capsys):
     path, out = tmp_path / "a.json", tmp_path / "fig.png"
     for changes, said in (
         (dict(forward_ms=None, note="WRONG"), "MLR triton at T = 512 has no forward_ms (WRONG)"),
-        (dict(extra_MiB=None), "MLR triton at T = 512 has no extra_MiB (no value)"),
-        (dict(backend="dense"), "MLR triton at T = 512 has no forward_ms, both_ms, extra_MiB (no such row)"),
+        (dict(both_ms=None), "MLR triton at T = 512 has no both_ms (no value)"),
+        (dict(backend="dense"), "MLR triton at T = 512 has no forward_ms, both_ms (no such row)"),
     ):
         write_bench(path, **changes)
         message = refusal(capsys, attention_speed.main, path, "--out", out)
-        assert f"{path}: {said}; make it again" in message
-        assert f"python bench.py attention --out={path}" in message
-    write_bench(path)
-    other = tmp_path / "other.json"
-    for write, said in (
-        (lambda: write_bench(other), "T = 512 is in another record"),
-        (lambda: write_bench(other, (64,), device="CPU"), f"device is CPU, in {path} it is GPU"),
-        (lambda: other.write_text("{"), "cannot be read (JSONDecodeError); make it with: python bench.py attention"),
-        (lambda: other.write_text(json.dumps(dict(command="step", rows=[]))), "no rows of bench.py attention"),
-    ):
-        write()
-        assert said in refusal(capsys, attention_speed.main, path, other, "--out", out)
+        assert f"{path}: {said}" in message
+        assert f"make it again, on CUDA, with: python bench.py attention --out={path}" in message
+    step = json.dumps(dict(command="step", rows=[1]))
+    for text, said in (("{", "cannot be read"), (step, "no rows of bench.py attention; make it with")):
+        path.write_text(text)
+        assert said in refusal(capsys, attention_speed.main, path, "--out", out)
     assert not list(tmp_path.glob("fig*"))

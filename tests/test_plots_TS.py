@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from matplotlib.figure import Figure
 from runs import TINY, checkpoint, flags, waves, write_series
@@ -13,11 +14,11 @@ from runs import TINY, checkpoint, flags, waves, write_series
 import train_chronos
 import train_TS
 from data.ett import COLUMNS
-from plots import ts_forecasts, ts_horizon, ts_table
-from plots.records import load_run, read_runs
+from plots import ts_forecasts, ts_horizon, ts_kinds, ts_pairs, ts_table
+from plots.records import STRUCTURES, load_run, read_runs
 from training.errors import BadInput
 
-PEERS = [peer.name for peer in ts_horizon.PUBLISHED["ETTh1", "M"]]
+PEERS = [peer.name for peer in ts_kinds.PUBLISHED["ETTh1", "M"]]
 
 
 def write_run(folder, mse=0.4, drop=(), patience_ends=False, **settings):
@@ -40,7 +41,7 @@ def write_run(folder, mse=0.4, drop=(), patience_ends=False, **settings):
 
 
 def kinds_of(folder):
-    return ts_horizon.kinds_of(read_runs([folder], "train_TS.py"))
+    return ts_kinds.kinds_of(read_runs([folder], "train_TS.py"))
 
 
 def refusal(capsys, main, *argv):
@@ -65,30 +66,61 @@ def drawn_twice(main, *argv, folder):
     return first, second
 
 
-# --- errors against the horizon ---
+# --- kinds, and differences at each horizon ---
+
+MLR = dict(token_mixing_struct="multi_level_low_rank")
+PATCH = dict(forecaster="patch", look_back=336, instance_norm=True)
 
 
-def test_horizon_draws_the_mean_over_seeds_at_the_lowest_validation_error(tmp_path):
-    for horizon, errors in {96: (0.30, 0.40), 192: (0.50, 0.52)}.items():
-        for seed, mse in enumerate(errors, 1):
-            write_run(tmp_path / f"{horizon}_{seed}", mse, horizon=horizon, seed=seed, look_back=336)
-    (kind,) = kinds_of(tmp_path)
-    assert kind.label == "DLinear, L = 336"
-    for error, scale in (("mse", 1), ("mae", 0.5)):
-        ts_horizon.draw(ax := Figure().subplots(), [kind], error)
-        (box,) = ax.containers
-        line, _, (bars,) = box
-        np.testing.assert_allclose(line.get_ydata(), scale * np.array([0.35, 0.51]))
-        np.testing.assert_allclose(line.get_xdata(), [96, 192], rtol=0.1)
-        ends = [segment[:, 1] for segment in bars.get_segments()]
-        np.testing.assert_allclose(ends, scale * np.array([[0.30, 0.40], [0.50, 0.52]]))
-        hollow = {m.get_label(): m for m in ax.lines if m.get_label().endswith("(published)")}
-        assert list(hollow) == [f"{name} (published)" for name in PEERS]
-        column = [errors[error == "mae"] for errors in ts_horizon.PUBLISHED["ETTh1", "M"][-1].errors.values()]
-        dlinear = hollow["DLinear, L = 336 (published)"]
-        np.testing.assert_allclose(dlinear.get_ydata(), column)
-        assert dlinear.get_markerfacecolor() == "none"
-        assert [t.get_text() for t in ax.get_xticklabels()] == ["96", "192", "336"]
+def write_pairs(folder):
+    """Standard attention and MLR in patches, three seeds at 96 and two at 192: {horizon: (errors, errors)}."""
+    errors = {96: ((0.30, 0.40, 0.35), (0.29, 0.41, 0.37)), 192: ((0.50, 0.52), (0.48, 0.49))}
+    for horizon, both in errors.items():
+        for structure, name, values in zip(({}, MLR), "sm", both, strict=True):
+            for seed, mse in enumerate(values, 1):
+                write_run(folder / f"{name}{horizon}_{seed}", mse, seed=seed, horizon=horizon, **PATCH, **structure)
+    return errors
+
+
+def test_horizon_draws_the_difference_of_every_seed_and_their_mean_and_interval(tmp_path):
+    errors = write_pairs(tmp_path)
+    write_run(tmp_path / "dlinear", look_back=336)  # has nothing to be compared with
+    panels = ts_horizon.panels_of(kinds_of(tmp_path))
+    (pairs,) = panels.values()
+    ts_horizon.draw(ax := Figure().subplots(), pairs)
+    points, means, intervals = {}, {}, {}
+    for line in ax.lines:
+        x, y = line.get_data()
+        if line.get_color() == STRUCTURES["multi_level_low_rank"][1]:
+            found = intervals if line.get_linestyle() == "-" else points if line.get_markersize() == 3 else means
+            found[y[0]] = list(x)
+    for row, (standard, mlr) in enumerate(errors.values()):
+        want = np.subtract(mlr, standard)
+        np.testing.assert_allclose(points[row], want)
+        np.testing.assert_allclose(means[row], [want.mean()])
+    assert list(intervals) == [0]  # two seeds have none
+    difference = np.subtract(errors[96][1], errors[96][0])
+    half = 4.3027 * difference.std(ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(intervals[0], difference.mean() + np.array([-half, half]), rtol=1e-3)
+    (hollow,) = (line for line in ax.lines if line.get_label().endswith("published"))
+    assert hollow.get_label().startswith("PatchTST/42")
+    ours = [np.mean(errors[h][0]) for h in (96, 192)]
+    np.testing.assert_allclose(hollow.get_xdata(), np.subtract([0.375, 0.414], ours))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["96 h", "192 h"]
+
+
+def test_pairs_are_runs_that_differ_in_the_scoring_function_alone(tmp_path, capsys):
+    errors = write_pairs(tmp_path)
+    write_run(tmp_path / "other", 0.1, seed=4, horizon=96, **PATCH, **MLR)  # a seed that standard attention lacks
+    ts_pairs.main([str(tmp_path)])
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header == "| test MSE less that of standard attention | read at | 96 | 192 |"
+    label, place, first, second = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (label, place, second) == ("patches, MLR, L = 336", "lowest validation error", "-0.025 (2 pairs)")
+    difference = np.subtract(errors[96][1], errors[96][0])
+    test = scipy.stats.ttest_rel(errors[96][1], errors[96][0])
+    low, high = test.confidence_interval()
+    assert first == f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], p {test.pvalue:.2g}"
 
 
 def test_kinds_are_told_apart_by_structure_look_back_and_what_else_differs(tmp_path):
@@ -115,9 +147,6 @@ def test_kinds_are_told_apart_by_structure_look_back_and_what_else_differs(tmp_p
         ("DLinear, L = 336", [192, 336]),
         ("last day repeated", [96]),
     ]
-    styles = ts_horizon.line_styles(kinds)
-    looks = {(ts_horizon.look(kind.settings)["color"], str(styles[kind.label])) for kind in kinds[:-1]}
-    assert len(looks) == len(kinds) - 1
 
 
 def test_patience_is_a_kind_of_its_own_where_it_ended_a_run(tmp_path):
@@ -136,16 +165,8 @@ def test_the_rate_is_chosen_by_validation_on_the_seeds_that_all_have(tmp_path):
         kinds_of(tmp_path)
 
 
-def test_rules_do_not_set_the_scale(tmp_path):
-    write_run(tmp_path / "a", 0.4)
-    write_run(tmp_path / "rule", 9.0, forecaster="repeat_last")
-    ts_horizon.draw(ax := Figure().subplots(), kinds_of(tmp_path), "mse")
-    assert ax.get_ylim()[1] < 1
-    assert [t.get_text() for t in ax.texts] == ["last step ↑"]
-
-
-def test_all_that_the_grids_make_in_one_picture(tmp_path):
-    """A line style for each layout; markers side by side, bands apart; the legend below the panels."""
+def test_all_that_the_grids_make_in_one_picture(tmp_path, capsys):
+    """A panel for each layout, the functions of a horizon below each other; the same bytes every time."""
     structures = ("low_rank", "low_rank_with_sliding_window", "multi_level_low_rank")
     grid = [("patch", s, 1e-4, 336) for s in structures]
     grid += [("encoder", s, rate, 96) for s in structures[::2] for rate in (2e-4, 5e-3)]
@@ -153,55 +174,32 @@ def test_all_that_the_grids_make_in_one_picture(tmp_path):
     for i, (forecaster, structure, rate, look_back) in enumerate(grid):
         for horizon in (96, 192, 336):
             settings = dict(forecaster=forecaster, token_mixing_struct=structure, init_lr=rate, look_back=look_back)
-            write_run(tmp_path / f"{i}_{horizon}", 0.4 + i / 100, horizon=horizon, **settings)
-    kinds = kinds_of(tmp_path)
-    styles = ts_horizon.line_styles(kinds)
-    assert styles == {
-        "standard, L = 96": "-", "MLR, L = 96": "-", "DLinear, L = 336": "-",
-        **{f"patches, {name}, L = 336": "--" for name in ("standard", "sliding window", "MLR")},
-    }  # fmt: skip
-    figure = Figure(layout="constrained")
-    panels = figure.subplots(1, 2)
-    for ax, error in zip(panels, ts_horizon.ERRORS, strict=True):
-        ts_horizon.draw(ax, kinds, error)
-    ts_horizon.legend(panels)
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    assert len(legend.get_texts()) == len(styles) + len(PEERS)
-    for ax in panels:
-        assert legend.get_window_extent().y1 <= ax.get_tightbbox().y0
-        points = [line.get_xdata() for line in ax.lines if line.get_label().endswith("(published)")]
-        points += [box[0].get_xdata() for box in ax.containers]
-        assert len(points) == len(styles) + len(PEERS)
-        by_horizon = np.sort(np.transpose(points))
-        assert (np.diff(by_horizon) > 0).all()
-        edges = sorted((band.get_x(), band.get_x() + band.get_width()) for band in ax.patches)
-        assert (np.diff(np.ravel(edges)) > 0).all()
-        for (left, right), x in zip(edges, by_horizon, strict=True):
-            assert left < x[0] <= x[-1] < right
-
-
-def test_horizon_picture_has_the_same_bytes_every_time(tmp_path):
-    for name, settings in dict(a={}, b=dict(seed=2), c=dict(forecaster="encoder")).items():
-        write_run(tmp_path / "runs" / name, **settings)
+            write_run(tmp_path / "runs" / f"{i}_{horizon}", 0.4 + i / 100, horizon=horizon, **settings)
+    panels = ts_horizon.panels_of(kinds_of(tmp_path / "runs"))
+    assert [[other.label for _, other in pairs] for pairs in panels.values()] == [
+        ["MLR, L = 96"], ["patches, sliding window, L = 336", "patches, MLR, L = 336"]
+    ]  # fmt: skip
+    ts_horizon.draw(ax := Figure().subplots(), panels["patch", 336])
+    means = [line for line in ax.lines if line.get_markersize() == 7]
+    np.testing.assert_allclose(sorted(line.get_ydata()[0] for line in means), [-0.11, 0.11, 0.89, 1.11, 1.89, 2.11])
     first, second = drawn_twice(ts_horizon.main, tmp_path / "runs", folder=tmp_path)
-    assert first == second
-    rules = write_run(tmp_path / "rule", 1.3, forecaster="repeat_last", dataset="ETTm1")  # nothing else to draw
-    first, second = drawn_twice(ts_horizon.main, rules, folder=tmp_path)
     assert first == second
 
 
 def test_horizon_refuses_what_it_cannot_draw(tmp_path, capsys):
     out = ("--out", tmp_path / "fig.png")
-    run = write_run(tmp_path / "a")
-    old = write_run(tmp_path / "old", drop=("best/test_mae",), seed=2)
-    assert f"{old} has no best/test_mae; make it again with: " in refusal(capsys, ts_horizon.main, run, old, *out)
+    run, mlr = write_run(tmp_path / "a", **PATCH), write_run(tmp_path / "m", **PATCH, **MLR)
+    old = write_run(tmp_path / "old", drop=("best/test_mse",), seed=2, **PATCH)
+    write_run(tmp_path / "old_m", seed=2, **PATCH, **MLR)
+    said = refusal(capsys, ts_horizon.main, run, mlr, old, tmp_path / "old_m", *out)
+    assert f"{old} has no best/test_mse; make it again with: " in said
     other = write_run(tmp_path / "other", dataset="ETTh2")
     assert "the runs differ in dataset (ETTh1 or ETTh2)" in refusal(capsys, ts_horizon.main, run, other, *out)
     alone = write_run(tmp_path / "alone", features="S")
     assert "the runs differ in features" in refusal(capsys, ts_horizon.main, run, alone, *out)
-    again = write_run(tmp_path / "again")
+    again = write_run(tmp_path / "again", **PATCH)
     assert "are the same run, seed 1" in refusal(capsys, ts_horizon.main, run, again, *out)
+    assert "no run has its like of standard attention" in refusal(capsys, ts_horizon.main, run, *out)
     assert f"no run in {tmp_path / 'none'}" in refusal(capsys, ts_horizon.main, tmp_path / "none", *out)
     assert not list(tmp_path.glob("fig*"))
 

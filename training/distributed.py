@@ -152,17 +152,17 @@ class World:
         return fully_shard(model, mesh=mesh)
 
     def whole(self, state):
-        """A state with its shards put together, on the CPU of the first process; the others have None for them."""
+        """A state as a checkpoint holds it: every tensor on the CPU, shards put together by all processes.
 
-        if self.size == 1:
-            return state
-        from torch.distributed.tensor import DTensor
+        The processes after the first, which write nothing, have None for them.
+        """
 
-        def put_together(shard):
-            tensor = shard.full_tensor()
-            return None if self.rank else tensor.to("cpu", copy=True)  # it may be part of a larger one, which is left
+        def on_cpu(tensor):
+            if hasattr(tensor, "full_tensor"):  # a shard
+                tensor = tensor.full_tensor().clone()  # it may be part of a larger one, which is left
+            return None if self.rank else tensor.cpu()
 
-        return tree_map_only(DTensor, put_together, state)
+        return tree_map_only(torch.Tensor, on_cpu, state)
 
     def accumulating(self, network, last):
         """The context of a micro-batch; gradients cross the network in the `last` one of a step only.
