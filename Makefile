@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test figures icl_figures tables lint interpreter chronos clean
+.PHONY: demo test figures tables lint interpreter chronos clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
@@ -22,12 +22,6 @@ figures: .venv/ready
 	$(BIN)/python plots/attention_speed.py results/bench/attention_h200.json --out results/attention_speed.png
 	$(BIN)/python plots/ts_horizon.py results/time_series --out results/ts_horizon.png
 	$(BIN)/python plots/ts_forecasts.py --record=results/ts_forecasts.json --out results/ts_forecasts.png
-	if [ -d results/icl_regression ]; then $(MAKE) icl_figures; fi
-
-# of the runs of results/icl_regression, as far as they have got
-icl_figures: .venv/ready
-	$(BIN)/python plots/icl_compute.py results/icl_regression --unfinished --out results/icl_compute.png
-	$(BIN)/python plots/icl_width.py results/icl_regression --at-step=50000 --only n_dims=16 --out results/icl_width.png
 	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --out results/icl_examples.png
 
 # the tables of README.md and results/README.md, and results/ts_table.md; `plots/readme.py --check` compares

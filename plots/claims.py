@@ -6,12 +6,14 @@ Each claim stands with its interval (of 95%) and the number of its runs; the sec
 """
 
 import argparse
+import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_table import kinds, of_one_kind, rank, time_words
+
+from plots.icl_table import ERROR, kinds, of_one_kind
 from plots.lm_curves import curves_of
 from plots.lm_laws import BASELINE, fit_laws
 from plots.lm_pairs import mean_lead, pairs, trend
@@ -24,7 +26,6 @@ from training.errors import command
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 EIGHT_LEVELS = ("mlr_rank_list=32|8|6|4|4|4|4|2", "block_size=1024", "validation=random windows")
-TO_ERROR = 0.1  # of in-context regression
 PAPER = {
     "in-context": "standard attention cannot regress in context where its heads are narrower than the input; bilinear "
     "BTT and MLR can",
@@ -35,17 +36,24 @@ PAPER = {
 
 
 def in_context():
-    """How soon each kind of run gets to an error; a plain word where no run of the protocol is recorded."""
-    if not any(RESULTS.glob("icl_regression/*/run.json")):
-        return "**open**: the runs of the corrected protocol are being made"
+    """The error of each kind of run at the last step that all runs of a size have been evaluated at."""
     runs = read_runs([RESULTS / "icl_regression"], "train_ICL.py", unfinished=True)
-    told = {}
-    for same in of_one_kind(kinds(runs)):
-        curve = min(same, key=lambda c: rank(c.runs, [TO_ERROR]))
-        size = f"n_dims {curve.settings['n_dims']}, d_model {curve.d_model}"
-        told.setdefault(size, []).append(f"{curve.label} {time_words(curve.runs, TO_ERROR)}")
-    sizes = "; ".join(f"{size}: {', '.join(found)}" for size, found in told.items())
-    return f"median steps to an error of {TO_ERROR:g}, {len(runs)} runs: {sizes}"
+    sizes = {}
+    for curve in kinds(runs):
+        sizes.setdefault((curve.settings["n_dims"], curve.d_model), []).append(curve)
+    words = [f"n_dims {n_dims}, d_model {d_model}: {standing(found)}" for (n_dims, d_model), found in sizes.items()]
+    return f"**open**: {len(runs)} runs of the original's protocol so far, none of its full length; {'; '.join(words)}"
+
+
+def standing(curves):
+    """What curves of one size had come to at the last step that they share, each kind at its best rate."""
+    series = {id(run): run.series(ERROR) for curve in curves for run in curve.runs}
+    step = max(set.intersection(*map(set, series.values())))
+    words = []
+    for same in of_one_kind(curves):
+        errors = min(([series[id(run)][step][1] for run in curve.runs] for curve in same), key=statistics.median)
+        words.append(f"{same[0].label} {statistics.median(errors):.2f} ({len(errors)} seed{'s' * (len(errors) > 1)})")
+    return f"after {step:,} steps {', '.join(words)}"
 
 
 def language():

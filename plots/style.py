@@ -116,11 +116,16 @@ def shared_legend(axes, curves):
 
 
 def legend_below(axes, shown, ncols):
-    """These handles below all the panels of a figure, in at most so many columns."""
-    axes[0].get_figure(root=True).legend(
-        handles=shown, ncols=min(ncols, len(shown)), loc="outside lower center", handlelength=2.6, columnspacing=1.2,
-        labelspacing=0.35,
-    )  # fmt: skip
+    """These handles below all the panels of a figure, in at most so many columns, fewer where the figure is narrow."""
+    figure = axes[0].get_figure(root=True)
+    for columns in range(min(ncols, len(shown)), 0, -1):
+        legend = figure.legend(
+            handles=shown, ncols=columns, loc="outside lower center", handlelength=2.6, columnspacing=1.2,
+            labelspacing=0.35,
+        )  # fmt: skip
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def handles(curves):
