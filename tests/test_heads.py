@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 pytest.importorskip("triton", reason="Triton is not installed: make interpreter")
 
 from model import GPT, ModelConfig
-from structured import ScoringConfig, build_scoring, kernels
+from structured import ScoringConfig, build_scoring, kernels, transforms
 from structured.kernels import heads
 from structured.layers import Linear
 
@@ -200,12 +200,13 @@ class OnTheGPU:
 
 
 def test_where_it_is_taken(monkeypatch):
-    monkeypatch.setattr(kernels, "is_batchedtensor", lambda x: False)
     taken = {dtype: kernels.norms_heads(OnTheGPU(dtype)) for dtype in (torch.bfloat16, torch.float16, torch.float32)}
     assert taken == {torch.bfloat16: True, torch.float16: True, torch.float32: False}
     assert not kernels.norms_heads(OnTheGPU(torch.bfloat16, is_cuda=False))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     assert kernels.norms_heads(OnTheGPU(torch.float32))
-    monkeypatch.setattr(kernels, "is_batchedtensor", lambda x: True)
-    assert not kernels.norms_heads(OnTheGPU(torch.bfloat16))
+    for name, answer in (("mapped", True), ("derivatives", "forward")):
+        with monkeypatch.context() as patch:
+            patch.setattr(transforms, name, lambda answer=answer: answer)
+            assert not kernels.norms_heads(OnTheGPU(torch.bfloat16)), name

@@ -180,8 +180,8 @@ def _parts(qkv, layout):
     return qkv.new_empty(2, _programs(qkv[..., 0].numel(), layout, BACKWARD), layout.width, dtype=torch.float32)
 
 
-forward_operator = torch.library.custom_op("structured_attention::norm_heads", forward, mutates_args=())
-backward_operator = torch.library.custom_op("structured_attention::norm_heads_backward", backward, mutates_args=())
+forward_operator = torch.library.custom_op("structured::norm_heads", forward, mutates_args=())
+backward_operator = torch.library.custom_op("structured::norm_heads_backward", backward, mutates_args=())
 
 
 @forward_operator.register_fake
