@@ -36,13 +36,13 @@ FLEX_TILE = 128  # positions, FlexAttention's own granularity
 def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0.0):
     """Standard attention: scores q_i . k_j * scale (scale = 8/r in µP, 1/sqrt(r) in the standard parametrization)."""
     q, k, v = check_inputs(q, k, v, link, dropout)
-    by_torch = link == "softmax" and q.shape[-1] and transforms.derivatives() in (None, "reverse")
+    by_torch = link == "softmax" and q.shape[-1]
     if by_torch and not dropout and _one_level_pays(q, k, v):
         r = q.shape[-1]
         return operators.mlr_attention(q * (scale * r), k, v, (r,), (operators.EVERYTHING,), "none", causal, "triton")
     if by_torch and (_fused(q, v) or not (dropout or transforms.below(q.shape[2], PADDED_FROM))):
         return blockwise.fused(q, k, v, causal=causal, scale=scale, dropout=dropout)
-    return dense.low_rank_attention(q, k, v, scale=scale, causal=causal, link=link, dropout=dropout)
+    return dense.attend(q, k, v, visible(q, causal), scale=scale, link=link, dropout=dropout)
 
 
 def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dropout=0.0, backend="auto"):
@@ -58,10 +58,10 @@ def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dro
         return operators.window_operator(q, k, v, window, scale, causal)
     if name == "blockwise":
         return blockwise.window_attention(q, k, v, window, scale=scale, causal=causal)
-    if backend == "auto" and link == "softmax" and _fused(q, v) and transforms.derivatives() in (None, "reverse"):
-        mask = visible(q, causal, window)
-        return blockwise.fused(q, k, v, mask=mask, scale=scale, dropout=dropout)
-    return dense.low_rank_attention(q, k, v, scale=scale, causal=causal, window=window, link=link, dropout=dropout)
+    near = visible(q, causal, window)
+    if backend == "auto" and link == "softmax" and q.shape[-1] and _fused(q, v):
+        return blockwise.fused(q, k, v, mask=near, scale=scale, dropout=dropout)
+    return dense.attend(q, k, v, near, scale=scale, link=link, dropout=dropout)
 
 
 def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="softmax", dropout=0.0, backend="auto"):
@@ -242,7 +242,7 @@ def _one_level_pays(q, k, v):
 
     In float32 it is, 1.3 to 1.5 times, its products being three of TF32 where PyTorch's are plain ones; not in 16 bits.
     """
-    if not q.is_cuda or q.dtype != torch.float32 or (torch.compiler.is_compiling() and transforms.derivatives()):
+    if not q.is_cuda or q.dtype != torch.float32 or transforms.derivatives():
         return False
     narrow = max(q.shape[-1], v.shape[-1]) <= ONE_LEVEL_UP_TO
     return narrow and kernels.mlr_refusal(q, k, v) is None

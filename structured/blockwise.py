@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from structured.dense import in_window
+from structured import dense, transforms
+from structured.dense import in_window, one_per_head
 from structured.errors import BadInput
 
 LEAF = 32  # positions of a leaf, about
@@ -134,18 +135,63 @@ def _distances(rows, keys, shift, device):
 
 
 def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0.0):
-    """PyTorch's attention in its fused form: where that takes q, k and v of one width only, zeros are put behind."""
-    d = v.shape[-1]
+    """PyTorch's attention in its fused form: where that takes q, k and v of one width only, zeros are put behind.
+
+    Dense where derivatives are asked for that the fused form does not have, or may not have on the CPU.
+    """
+    derivatives, d = transforms.derivatives(), v.shape[-1]
+    if derivatives and (derivatives != "reverse" or q.device.type in FUSED):
+        seen = dense.visible(q, causal) if mask is None else mask
+        return dense.attend(q, k, v, seen, scale=scale, dropout=dropout)
     if one_width(q) and q.is_cuda and not q.stride(1):  # one head for all: cuDNN would lay its output out the same way
         q = q.transpose(1, 2).contiguous().transpose(1, 2)
     if one_width(q):
         q, k, v = (_widened(x, max(q.shape[-1], d)) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    options = dict(is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+    if _needs_second_derivatives(q, k, v) and q.device.type in FUSED and not dropout:
+        inputs = (features_together(x) for x in (q, *one_per_head(q, k, v)))
+        return Flash.apply(*inputs, mask, causal, scale)[..., :d]
+    options = dict(is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1])
     out = F.scaled_dot_product_attention(q, k, v, mask, **options)
-    if out.requires_grad and not torch.compiler.is_compiling():
+    if _needs_second_derivatives(q, k, v):
         _only_once(out.grad_fn)
     return out[..., :d]
+
+
+def _needs_second_derivatives(q, k, v):
+    """Whether torch.autograd may ask for derivatives of these gradients."""
+    if torch.compiler.is_compiling() or transforms.mapped() or not torch.is_grad_enabled():
+        return False
+    return (q.requires_grad or k.requires_grad or v.requires_grad) and q.numel() > 0 < v.numel()
+
+
+class Flash(torch.autograd.Function):
+    """PyTorch's fused attention on the CPU by the operators behind its public entry: so gradients have derivatives.
+
+    What that entry checks is true here: one width, as many key heads as query heads, features side by side in memory.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, causal, scale):
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -math.inf)
+        options = dict(is_causal=causal, attn_mask=mask, scale=scale)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, **options)
+        ctx.save_for_backward(q, k, v, out, lse, mask)
+        ctx.options = causal, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, out, lse, mask = ctx.saved_tensors
+        causal, scale = ctx.options
+        if torch.is_grad_enabled():
+            seen = dense.visible(q, causal) if mask is None else mask == 0
+            gradients = torch.func.vjp(lambda *x: dense.attend(*x, seen, scale=scale), q, k, v)[1](grad)
+        else:
+            gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                features_together(grad), q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale
+            )
+        return *gradients, None, None, None
 
 
 def _only_once(node):

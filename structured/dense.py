@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from structured import transforms
 
 
-def low_rank_attention(q, k, v, *, scale, causal=True, window=None, link="softmax", dropout=0.0):
-    """Standard attention, or to the last window + 1 positions."""
-    return _attend(lambda q, k: low_rank_scores(q, k, scale), q, k, v, visible(q, causal, window), link, dropout)
+def attend(q, k, v, mask, *, scale, link="softmax", dropout=0.0):
+    """Standard attention to the keys that `mask` (T, T) shows, or to all."""
+    return _attend(lambda q, k: low_rank_scores(q, k, scale), q, k, v, mask, link, dropout)
 
 
 def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0.0):
     """MLR attention with any blocks."""
-    return _attend(
-        lambda q, k: mlr_scores(q, k, ranks, block_sizes, weighting), q, k, v, visible(q, causal), link, dropout
-    )
+    mask = visible(q, causal)
+    return _attend(lambda q, k: mlr_scores(q, k, ranks, block_sizes, weighting), q, k, v, mask, link, dropout)
 
 
 def _attend(scores, q, k, v, mask, link, dropout):

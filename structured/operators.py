@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from structured import blockwise, dense, kernels, paths, transforms
 from structured.kernels.memory import heads_last, per_row
@@ -86,8 +87,11 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        plain = not torch.is_grad_enabled() and not transforms.mapped()
-        function = backward if plain else Gradients.apply
+        function = backward
+        if is_legacy_batchedtensor(grad):  # is_grads_batched: the operator runs once for each
+            function = mlr_backward_operator
+        elif torch.is_grad_enabled() or transforms.mapped():
+            function = Gradients.apply
         return *function(*ctx.saved_tensors, grad, *ctx.geometry), *[None] * GEOMETRY
 
 
@@ -221,7 +225,7 @@ mlr_backward_operator.register_autograd(Gradients.backward, setup_context=Gradie
 
 def _window(q, k, v, window, scale, causal):
     if paths.window_backend(q, k, v) == "dense":
-        return dense.low_rank_attention(q, k, v, window=window, scale=scale, causal=causal)
+        return dense.attend(q, k, v, dense.visible(q, causal, window), scale=scale)
     return blockwise.window_attention(q, k, v, window, scale=scale, causal=causal)
 
 

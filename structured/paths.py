@@ -14,7 +14,7 @@ def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0.0, backend="a
 
     "auto" stays where the length is not known yet: then the operator chooses.
     """
-    reason = dense_only(link, dropout) or _untraceable()
+    reason = _dense_only(link, dropout) or _underivable()
     static = transforms.is_static(q.shape[2])
     if backend == "auto" and not static and not reason and not transforms.below(q.shape[2], DENSE_BELOW):
         return "auto"
@@ -29,7 +29,7 @@ def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0.0, backend="a
 
 def window_backend(q, k, v, *, link="softmax", dropout=0.0, backend="auto"):
     """The path that window attention takes; BadInput where `backend` names one that cannot take these inputs."""
-    reason = dense_only(link, dropout) or _second()
+    reason = _dense_only(link, dropout)
     refusals = {"flex": lambda: reason or _flex_refusal(q, v), "blockwise": lambda: reason}
     return _choose("window", backend, refusals, q)
 
@@ -63,25 +63,19 @@ def _choose(kind, backend, refusals, q):
     return backend
 
 
-def dense_only(link, dropout):
+def _dense_only(link, dropout):
     """Why only the dense path can compute this, or None."""
     if link != "softmax":
         return f"link '{link}' takes the dense path"
-    if dropout:
-        return f"dropout {dropout} takes the dense path"
-    if transforms.derivatives() == "forward":
+    return f"dropout {dropout} takes the dense path" if dropout else None
+
+
+def _underivable():
+    """Why MLR attention's other paths do not have the derivatives that are asked for, or None."""
+    derivatives = transforms.derivatives()
+    if derivatives == "forward":
         return "forward-mode derivatives (jvp, jacfwd, hessian, dual tensors) take the dense path"
-    return None
-
-
-def _second():
-    if transforms.derivatives() == "second":
-        return "second derivatives (torch.func.grad of grad, jacrev of jacrev) take the dense path"
-    return None
-
-
-def _untraceable():
-    if torch.compiler.is_compiling() and transforms.derivatives():
+    if derivatives and torch.compiler.is_compiling():
         return "derivatives by torch.func inside of torch.compile take the dense path"
     return None
 
@@ -90,8 +84,8 @@ def _flex_refusal(q, v):
     """Why FlexAttention cannot run, or None."""
     if q.device.type != "cuda":
         return f"FlexAttention trains on CUDA devices; q is on {q.device.type}"
-    if transforms.mapped():
-        return "FlexAttention runs under no transform of torch.func"
+    if transforms.mapped() or transforms.derivatives():
+        return "FlexAttention has no transforms of torch.func and no forward-mode derivatives"
     if q.dtype == torch.float64:
         return "FlexAttention computes in 32 bits or fewer, q is float64"
     if transforms.below(q.shape[0] * q.shape[1] * q.shape[2], 1):
