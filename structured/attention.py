@@ -33,7 +33,7 @@ ONE_LEVEL_UP_TO = 128  # features; PyTorch's attention in float32 is the faster 
 FLEX_TILE = 128  # positions, FlexAttention's own granularity
 
 
-def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0.0):
+def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0):
     """Standard attention: scores q_i . k_j * scale (scale = 8/r in µP, 1/sqrt(r) in the standard parametrization)."""
     q, k, v = check_inputs(q, k, v, link, dropout)
     by_torch = link == "softmax" and q.shape[-1]
@@ -45,7 +45,7 @@ def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0.0):
     return dense.attend(q, k, v, visible(q, causal), scale=scale, link=link, dropout=dropout)
 
 
-def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dropout=0.0, backend="auto"):
+def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dropout=0, backend="auto"):
     """Sliding-window attention: only keys i - window <= j <= i, so window + 1 of them; both sides if not causal."""
     q, k, v = check_inputs(q, k, v, link, dropout)
     (window,) = whole([window], "window")
@@ -64,7 +64,7 @@ def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dro
     return dense.attend(q, k, v, near, scale=scale, link=link, dropout=dropout)
 
 
-def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="softmax", dropout=0.0, backend="auto"):
+def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="softmax", dropout=0, backend="auto"):
     """Global + sliding-window attention: the first ranks[0] features meet everywhere, the other ranks[1] in a window.
 
     Each part has its own softmax; the two weight matrices are added, so rows sum to 2, as in the original. `scales`
@@ -82,7 +82,7 @@ def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="so
 
 
 def mlr_attention(
-    q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0.0, backend="auto"
+    q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0, backend="auto"
 ):
     """MLR attention: level l scores pairs in the same block of block_sizes[l] positions with ranks[l] features.
 
@@ -115,7 +115,8 @@ def flex_window_attention(q, k, v, window, *, scale, causal=True):
     mask = (flex_mask if inside else _kept_flex_mask)(T, window, after, q.device)
     function = flex_attention if inside else _compiled_flex()
     q, k, v = (blockwise.features_together(x) for x in (q, k, v))
-    return function(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 - no symbol, where heads have one
+    return function(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
 
 
 def flex_mask(T, window, after, device):
@@ -162,7 +163,7 @@ def default_block_sizes(block_size, n_levels):
     return tuple(block_size // 2**level for level in range(n_levels))
 
 
-def check_inputs(q, k, v, link="softmax", dropout=0.0):
+def check_inputs(q, k, v, link="softmax", dropout=0):
     """q, k and v as all functions here take them, in one dtype under autocast; BadInput for what no path takes."""
     shapes = q.shape, k.shape, v.shape
     if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:3] != v.shape[:3] or q.shape[::2] != k.shape[::2]:

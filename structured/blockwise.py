@@ -134,7 +134,7 @@ def _distances(rows, keys, shift, device):
     return torch.arange(shift, shift + rows, device=device)[:, None] - torch.arange(keys, device=device)
 
 
-def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0.0):
+def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0):
     """PyTorch's attention in its fused form: where that takes q, k and v of one width only, zeros are put behind.
 
     Dense where derivatives are asked for that the fused form does not have, or may not have on the CPU.
@@ -150,7 +150,8 @@ def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0.0):
     if _needs_second_derivatives(q, k, v) and q.device.type in FUSED and not dropout:
         inputs = (features_together(x) for x in (q, *one_per_head(q, k, v)))
         return Flash.apply(*inputs, mask, causal, scale)[..., :d]
-    options = dict(is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1])
+    grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 - no symbol, where heads have one
+    options = dict(is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=grouped)
     out = F.scaled_dot_product_attention(q, k, v, mask, **options)
     if _needs_second_derivatives(q, k, v):
         _only_once(out.grad_fn)

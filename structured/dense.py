@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from structured import transforms
 
 
-def attend(q, k, v, mask, *, scale, link="softmax", dropout=0.0):
+def attend(q, k, v, mask, *, scale, link="softmax", dropout=0):
     """Standard attention to the keys that `mask` (T, T) shows, or to all."""
     return _attend(lambda q, k: low_rank_scores(q, k, scale), q, k, v, mask, link, dropout)
 
 
-def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0.0):
+def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0):
     """MLR attention with any blocks."""
     mask = visible(q, causal)
     return _attend(lambda q, k: mlr_scores(q, k, ranks, block_sizes, weighting), q, k, v, mask, link, dropout)
@@ -116,7 +116,7 @@ def in_window(back, window, after):
     return (back <= window) & (back >= -after)
 
 
-def mix(scores, v, mask, *, link="softmax", dropout=0.0):
+def mix(scores, v, mask, *, link="softmax", dropout=0):
     """Weigh the values: scores (B, H, T, T), v (B, H, T, d), mask (T, T) or None -> (B, H, T, d)."""
     if link == "softmax":
         weights = scores.softmax(-1) if mask is None else scores.masked_fill(~mask, float("-inf")).softmax(-1)

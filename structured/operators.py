@@ -238,10 +238,8 @@ def window_operator(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, 
 def window_backward_operator(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, window: int, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-    with torch.enable_grad():
-        out = _window(*inputs, window, scale, causal)
-    return tuple(x.contiguous() for x in torch.autograd.grad(out, inputs, grad))
+    gradients = torch.func.vjp(lambda *x: _window(*x, window, scale, causal), q, k, v)[1](grad)
+    return tuple(x.contiguous() for x in gradients)
 
 
 @window_operator.register_fake

@@ -9,7 +9,7 @@ BACKENDS = {"mlr": ("auto", "triton", "blockwise", "dense"), "window": ("auto", 
 DENSE_BELOW = 192  # positions: with fewer, dense MLR is faster on the CPU for 8 levels (for 4: with fewer than 96)
 
 
-def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0.0, backend="auto"):
+def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0, backend="auto"):
     """The path that MLR attention takes; BadInput where `backend` names one that cannot take these inputs.
 
     "auto" stays where the length is not known yet: then the operator chooses.
@@ -27,7 +27,7 @@ def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0.0, backend="a
     return _choose("mlr", backend, refusals, q)
 
 
-def window_backend(q, k, v, *, link="softmax", dropout=0.0, backend="auto"):
+def window_backend(q, k, v, *, link="softmax", dropout=0, backend="auto"):
     """The path that window attention takes; BadInput where `backend` names one that cannot take these inputs."""
     reason = _dense_only(link, dropout)
     refusals = {"flex": lambda: reason or _flex_refusal(q, v), "blockwise": lambda: reason}
