@@ -9,6 +9,7 @@ MLR and window attention have several paths, which `mlr_backend` and `window_bac
 and for MLR blocks that do not nest. "blockwise" (any device), "triton" (MLR) and "flex" (windows, both CUDA) do not.
 """
 
+import math
 from functools import lru_cache
 from numbers import Integral, Real
 
@@ -48,7 +49,7 @@ def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0):
 def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dropout=0, backend="auto"):
     """Sliding-window attention: only keys i - window <= j <= i, so window + 1 of them; both sides if not causal."""
     q, k, v = check_inputs(q, k, v, link, dropout)
-    (window,) = whole([window], "window")
+    (window,) = whole([window], "windows")
     if window < 0:
         raise BadInput(f"window {window}: the window reaches 0 or more positions back")
     name = window_backend(q, k, v, link=link, dropout=dropout, backend=backend)
@@ -207,7 +208,7 @@ def whole(numbers, name):
         return numbers
     if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in numbers):
         near = ""
-        if all(isinstance(n, Real) for n in numbers):
+        if all(isinstance(n, Real) and math.isfinite(n) for n in numbers):
             near = f"; the nearest are {tuple(round(n) for n in numbers)}"
         raise BadInput(f"{name} {numbers}: give whole numbers{near}")
     return tuple(int(n) for n in numbers)

@@ -93,7 +93,7 @@ def window_attention(q, k, v, window, *, scale, causal=True):
     of the sequence are calls of their own.
     """
     T, chunk = q.shape[2], max(CHUNK, window // 2)
-    if window >= T - 1:
+    if window >= T - 1 or not q.numel() or not v.numel():
         return fused(q, k, v, causal=causal, scale=scale)
     after = 0 if causal else window
     first, last = -(-window // chunk), (T - after) // chunk  # chunks that see whole windows

@@ -63,7 +63,10 @@ def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
     q, k: (B, H, T, sum(ranks)) -> (B, H, T, T), not masked. A pair that shares no level scores 0.
     """
     T = q.shape[2]
-    in_place = transforms.is_static(T) and not transforms.mapped() and transforms.derivatives() is None
+    if not any(ranks):
+        return q @ k.mT  # 0, of 0 features
+    known = transforms.is_static(T) and T > 0
+    in_place = known and not transforms.mapped() and transforms.derivatives() is None
     levels = zip(q.split(ranks, -1), k.split(ranks, -1), ranks, block_sizes, strict=True)
     scores = q.new_zeros(*q.shape[:3], T)
     for q_l, k_l, r, b in levels:
@@ -80,13 +83,11 @@ def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
 
 def _add_level(scores, q, k, b):
     """Add q_i . k_j to the scores of every pair in the same block of b positions; the last block may be shorter."""
-    T = scores.shape[-1]
-    n = T // b if b else 0
+    n, T = scores.shape[-1] // b, scores.shape[-1]
     whole, rest = slice(0, n * b), slice(n * b, T)
-    if n:
-        near = q[:, :, whole].unflatten(2, (n, b)) @ k[:, :, whole].unflatten(2, (n, b)).mT  # (B, H, n, b, b)
-        grid = scores[:, :, whole, whole].unflatten(3, (n, b)).unflatten(2, (n, b))  # (B, H, n, b, n, b)
-        grid.diagonal(dim1=2, dim2=4).add_(near.permute(0, 1, 3, 4, 2))
+    near = q[:, :, whole].unflatten(2, (n, b)) @ k[:, :, whole].unflatten(2, (n, b)).mT  # (B, H, n, b, b)
+    grid = scores[:, :, whole, whole].unflatten(3, (n, b)).unflatten(2, (n, b))  # (B, H, n, b, n, b)
+    grid.diagonal(dim1=2, dim2=4).add_(near.permute(0, 1, 3, 4, 2))
     if n * b < T:
         scores[:, :, rest, rest] += q[:, :, rest] @ k[:, :, rest].mT
 
