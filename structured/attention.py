@@ -75,11 +75,15 @@ def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="so
     ranks = check_ranks(ranks, q.shape[-1])
     if len(ranks) != 2 or min(ranks) < 1:
         raise BadInput(f"GSWA takes two ranks of at least 1, global|window, not {tuple(ranks)}")
-    (q_far, q_near), (k_far, k_near) = q.split(ranks, -1), k.split(ranks, -1)
     far, near = scales or (8 / ranks[0], 8 / ranks[1])
-    options = dict(causal=causal, link=link, dropout=dropout)
-    everywhere = attention(q_far, k_far, v, scale=far, **options)
-    return everywhere + window_attention(q_near, k_near, v, window, scale=near, backend=backend, **options)
+    options, dtype = dict(causal=causal, link=link, dropout=dropout), v.dtype
+    with dense.without_autocast(q.device):
+        if backend == "dense" or link != "softmax":
+            q, k, v = (dense.precise(x) for x in (q, k, v))
+        (q_far, q_near), (k_far, k_near) = q.split(ranks, -1), k.split(ranks, -1)
+        everywhere = attention(q_far, k_far, v, scale=far, **options)
+        inside = window_attention(q_near, k_near, v, window, scale=near, backend=backend, **options)
+        return (everywhere + inside).to(dtype)
 
 
 def mlr_attention(
