@@ -164,6 +164,14 @@ def tiles(x, rows, width):
     return descriptor(x, [B, H, T, w], strides, [1, 1, rows, width])
 
 
+def aligned_rows(x, q):
+    """x (B, H, T), or a copy of it that lies in memory as per_row(q) does."""
+    row = x.shape[2] + -x.shape[2] % 4
+    if x.stride() == (x.shape[1] * row, row, 1) and x.data_ptr() % 16 == 0:
+        return x
+    return per_row(q).copy_(x)
+
+
 def row_tiles(x, rows):
     """Descriptor of `rows` numbers of x = per_row(q), as (B H, T)."""
     B, H, T = x.shape
@@ -228,6 +236,7 @@ def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
     if not grad.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
     delta, launch = per_row(q), launches(q.dtype, T, max(q.shape[3], d_value))
+    lse = aligned_rows(lse, q)
     q, k, v, out, grad = (loadable(x) for x in (q, k, v, out, grad))
     geometry = ranks, block_sizes, weighting, causal, T, q.dtype, d_value
     S = shape(*geometry, launch["backward_q"])
