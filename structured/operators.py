@@ -4,7 +4,7 @@ What the geometry depends on, the length too, is looked at inside, on tensors th
 holds one node, for every length. Eager code takes `Direct`, which costs the host 0.3 ms less than an operator, and
 under a transform of torch.func `Transformed`; derivatives of derivatives are those of the dense path.
 
-`geometry` is ranks, block_sizes, weighting, causal and the path, "auto" included.
+`geometry` is ranks, block_sizes, weighting, causal and the path, which for an operator may be "auto".
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,7 @@ def mlr_attention(q, k, v, *geometry):
 
 
 def forward(q, k, v, ranks, block_sizes, weighting, causal, path):
-    """(output (B, H, T, d), what the path keeps of every row's softmax (B, H, T))."""
-    if path == "auto":
-        path = paths.mlr_backend(q, k, v, block_sizes)
+    """(output (B, H, T, d), what the path keeps of every row's softmax (B, H, T or up to 3 more))."""
     levels = tuple(ranks), tuple(block_sizes), weighting, causal
     if not v.numel() or not q.shape[1]:
         return _outputs(q, v, path)
@@ -47,8 +45,6 @@ def forward(q, k, v, ranks, block_sizes, weighting, causal, path):
 
 def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, path):
     """Gradients of q, k and v."""
-    if path == "auto":
-        path = paths.mlr_backend(q, k, v, block_sizes)
     if not v.numel() or not q.shape[1]:
         return tuple(torch.zeros_like(x) for x in (q, k, v))
     levels = tuple(ranks), tuple(block_sizes), weighting, causal
@@ -57,7 +53,7 @@ def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, pat
             return _dense_gradients(q, k, v, grad, *levels)
         if path == "triton":
             return kernels.mlr.backward(q, k, v, out, lse, grad, *levels)
-        return blockwise.mlr_gradients(q, k, v, out, lse, grad, *levels)
+        return blockwise.mlr_gradients(q, k, v, out, lse[..., : q.shape[2]], grad, *levels)
 
 
 def _dense(q, k, v, ranks, block_sizes, weighting, causal):
@@ -170,9 +166,11 @@ def _gradients(q, k, v, path):
 
 
 def _laid_out(tensors, wanted):
-    """The tensors, those of other strides than wanted copied."""
-    pairs = zip(tensors, wanted, strict=True)
-    return tuple(x if x.stride() == want.stride() else want.copy_(x) for x, want in pairs)
+    """The tensors, those of other strides than wanted copied, rows that are longer filled up."""
+    for x, want in zip(tensors, wanted, strict=True):
+        if x.stride() != want.stride():
+            want[..., : x.shape[-1]].copy_(x)
+    return tuple(x if x.stride() == want.stride() else want for x, want in zip(tensors, wanted, strict=True))
 
 
 @torch.library.custom_op("structured::mlr_attention", mutates_args=())
@@ -180,7 +178,8 @@ def mlr_operator(
     q: Tensor, k: Tensor, v: Tensor,
     ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool, path: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _laid_out(forward(q, k, v, ranks, block_sizes, weighting, causal, path), _outputs(q, v, path))
+    taken = paths.mlr_backend(q, k, v, block_sizes, backend=path)
+    return _laid_out(forward(q, k, v, ranks, block_sizes, weighting, causal, taken), _outputs(q, v, path))
 
 
 @torch.library.custom_op("structured::mlr_attention_backward", mutates_args=())
@@ -188,7 +187,8 @@ def mlr_backward_operator(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor,
     ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool, path: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    gradients = backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, path)
+    taken = paths.mlr_backend(q, k, v, block_sizes, backend=path)
+    gradients = backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, taken)
     return _laid_out(gradients, _gradients(q, k, v, path))
 
 

@@ -10,6 +10,6 @@ def heads_last(B, H, T, width, like):
 
 
 def per_row(q):
-    """One number for each query, (B, H, T), in float32 at least, rows a multiple of 16 bytes apart."""
+    """One number for each query, (B, H, T or up to 3 more), in float32 at least, rows a multiple of 16 bytes apart."""
     B, H, T, _ = q.shape
-    return q.new_empty(B, H, T + -T % 4, dtype=torch.promote_types(q.dtype, torch.float32))[..., :T]
+    return q.new_empty(B, H, T + -T % 4, dtype=torch.promote_types(q.dtype, torch.float32))

@@ -164,18 +164,9 @@ def tiles(x, rows, width):
     return descriptor(x, [B, H, T, w], strides, [1, 1, rows, width])
 
 
-def aligned_rows(x, q):
-    """x (B, H, T), or a copy of it that lies in memory as per_row(q) does."""
-    row = x.shape[2] + -x.shape[2] % 4
-    if x.stride() == (x.shape[1] * row, row, 1) and x.data_ptr() % 16 == 0:
-        return x
-    return per_row(q).copy_(x)
-
-
-def row_tiles(x, rows):
+def row_tiles(x, T, rows):
     """Descriptor of `rows` numbers of x = per_row(q), as (B H, T)."""
-    B, H, T = x.shape
-    return descriptor(x, [B * H, T], [x.stride(1), 1], [1, rows])
+    return descriptor(x, [x.shape[0] * x.shape[1], T], [x.shape[2], 1], [1, rows])
 
 
 def chunks(x, rows, widths):
@@ -215,7 +206,7 @@ compiled = {}  # the interpreter makes nothing
 
 
 def forward(q, k, v, ranks, block_sizes, weighting, causal):
-    """(output (B, H, T, d), log2 of the sum of exp2 of the scores (B, H, T))."""
+    """(output (B, H, T, d), log2 of the sum of exp2 of the scores, per_row(q))."""
     B, H, T, _ = q.shape
     out, lse = heads_last(B, H, T, v.shape[3], v), per_row(q)
     if not out.numel():
@@ -224,7 +215,7 @@ def forward(q, k, v, ranks, block_sizes, weighting, causal):
     S = shape(ranks, block_sizes, weighting, causal, T, q.dtype, v.shape[3], launch)
     Q, K = chunks(loadable(q), S.BM, S.widths), chunks(loadable(k), S.BN, S.widths)
     V, O = tiles(loadable(v), S.BN, S.DV), tiles(out, S.BM, S.DV)
-    arguments = (*Q, *K, V, O, lse, T, lse.stride(1), H, H // k.shape[1])
+    arguments = (*Q, *K, V, O, lse, T, lse.shape[2], H, H // k.shape[1])
     run(mlr_triton.forward, arguments, -(-T // S.BM) * B * H, launch, S)
     return out, lse
 
@@ -236,17 +227,17 @@ def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
     if not grad.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
     delta, launch = per_row(q), launches(q.dtype, T, max(q.shape[3], d_value))
-    lse = aligned_rows(lse, q)
+    lse = lse.contiguous()
     q, k, v, out, grad = (loadable(x) for x in (q, k, v, out, grad))
     geometry = ranks, block_sizes, weighting, causal, T, q.dtype, d_value
     S = shape(*geometry, launch["backward_q"])
     Q, K, DQ = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dq, S.BM, S.widths)
     V, O, DO = tiles(v, S.BN, S.DV), tiles(out, S.BM, S.DV), tiles(grad, S.BM, S.DV)
-    arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.stride(1), H, H // G)
+    arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.shape[2], H, H // G)
     run(mlr_triton.backward_q, arguments, -(-T // S.BM) * B * H, launch["backward_q"], S)
     S = shape(*geometry, launch["backward_kv"])
     Q, K, DK = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dk, S.BN, S.widths)
     V, DO, DV = tiles(v, S.BN, S.DV), tiles(grad, S.BM, S.DV), tiles(dv, S.BN, S.DV)
-    arguments = (*Q, *K, V, DO, *DK, DV, row_tiles(lse, S.BM), row_tiles(delta, S.BM), T, H, H // G)
+    arguments = (*Q, *K, V, DO, *DK, DV, row_tiles(lse, T, S.BM), row_tiles(delta, T, S.BM), T, H, H // G)
     run(mlr_triton.backward_kv, arguments, -(-T // S.BN) * B * G, launch["backward_kv"], S)
     return dq, dk, dv
