@@ -8,7 +8,17 @@ import torch.autograd.forward_ad as fwAD
 from compare import relative_error
 from torch.utils._pytree import tree_leaves
 
-from structured import BadInput, attention, gswa_attention, kernels, mlr_attention, reference, window_attention
+from model import GPT, ModelConfig
+from structured import (
+    BadInput,
+    ScoringConfig,
+    attention,
+    gswa_attention,
+    kernels,
+    mlr_attention,
+    reference,
+    window_attention,
+)
 from structured.paths import DENSE_BELOW
 
 LEVELS = ((4, 2, 2), (256, 128, 32))
@@ -190,3 +200,30 @@ def test_transforms_inside_of_a_compiled_function(transform, name):
     compiled = torch.compile(lambda *x: TRANSFORMS[transform](ours, x), backend="aot_eager", fullgraph=True)
     for g, w in zip(tree_leaves(compiled(*x)), tree_leaves(TRANSFORMS[transform](definition, x)), strict=True):
         assert relative_error(g, w) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("structure", ["low_rank_with_gswa", "multi_level_low_rank", "bilinear_BTT"])
+def test_a_model_for_every_sample_and_direction(structure):
+    """Per-sample gradients by vmap(grad), and the derivative along a direction by jvp, of a whole language model."""
+    torch.manual_seed(0)
+    scoring = ScoringConfig(
+        structure, d_model=16, n_head=2, block_size=256, ranks=(4, 2, 2), window=20, gswa_ranks=(4, 4)
+    )
+    model = GPT(ModelConfig(scoring, n_layer=1), vocab_size=11).double()
+    for p in model.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    idx = torch.randint(11, (2, DENSE_BELOW))
+
+    def loss(parameters, idx):
+        logits = torch.func.functional_call(model, parameters, (idx[None],))
+        return logits.log_softmax(-1)[..., 0].mean()
+
+    got = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, idx)
+    want = [torch.autograd.grad(loss(dict(model.named_parameters()), each), list(model.parameters())) for each in idx]
+    for name, *each in zip(parameters, *want, strict=True):
+        assert relative_error(got[name], torch.stack(each)) < 1e-9, name
+    along = {name: torch.randn_like(p) for name, p in parameters.items()}
+    slope = torch.func.jvp(lambda p: loss(p, idx[0]), (parameters,), (along,))[1]
+    assert slope.item() == pytest.approx(sum((got[name][0] * along[name]).sum().item() for name in along), rel=1e-9)
