@@ -168,7 +168,7 @@ def test_the_fused_kernels(transform, monkeypatch):
         names = ("forward", "backward_q", "backward_kv")
         monkeypatch.setattr(kernels.mlr, "launches", lambda *_: dict.fromkeys(names, small))
     ours, definition = FUNCTIONS["mlr"]
-    x = qkv(37, 5, torch.float32, "cuda" if cuda else "cpu")
+    x = qkv(21, 5, torch.float32, "cuda" if cuda else "cpu")
     if transform in FORWARD:
         with pytest.raises(BadInput, match="forward-mode derivatives"):
             TRANSFORMS[transform](functools.partial(ours, backend="triton"), x)
