@@ -2,8 +2,12 @@
 
     pipeline = ChronosPipeline.from_pretrained("amazon/chronos-t5-tiny")
     use_mlr_attention(pipeline.inner_model, ranks=(32, 16, 8, 8))
+    pipeline.inner_model.save_pretrained("folder")
+    pipeline = load_pipeline("folder")
 
-Needs requirements-chronos.txt. Weights stay what they are, under the same names; cross-attention is left alone.
+Needs requirements-chronos.txt. Weights stay what they are, under the same names; cross-attention is left alone. A saved
+model's config says which levels it has and that it is a `chronos_mlr`: transformers knows that type once this module is
+imported, and refuses the folder by that name where it is not.
 """
 
 import copy
@@ -11,6 +15,7 @@ import math
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5Attention, eager_attention_forward
 
@@ -42,10 +47,27 @@ def use_mlr_attention(model, ranks, block_sizes=None, weighting="none"):
     blocks = {stack: given.get(stack) or halved(longest(config, stack), len(ranks)) for stack in layers}
     for stack in layers:
         check_levels(ranks, blocks[stack], weighting, config.d_kv)
-    for stack, holders in layers.items():
-        for holder in holders:
-            holder.SelfAttention = MLRT5Attention(holder.SelfAttention, tuple(ranks), tuple(blocks[stack]), weighting)
+    sizes = {stack: list(blocks[stack]) for stack in layers}
+    replace_attention(model, dict(ranks=list(ranks), block_sizes=sizes, weighting=weighting))
     return model
+
+
+def replace_attention(model, levels):
+    """The work of `use_mlr_attention`, levels being in the form that the model's config keeps."""
+    for stack, sizes in levels["block_sizes"].items():
+        for holder in self_attentions(getattr(model, stack)):
+            options = tuple(levels["ranks"]), tuple(sizes), levels["weighting"]
+            holder.SelfAttention = MLRT5Attention(holder.SelfAttention, *options)
+    model.config.__class__, model.config.mlr = MLRT5Config, levels
+    if type(model) is T5ForConditionalGeneration:
+        model.__class__ = MLRT5ForConditionalGeneration
+
+
+def load_pipeline(folder, **options):
+    """The ChronosPipeline of a folder that `save_pretrained` or train_chronos.py left, whichever attention it has."""
+    from chronos import ChronosPipeline
+
+    return ChronosPipeline.from_pretrained(str(folder), **options)
 
 
 def self_attentions(stack):
@@ -120,6 +142,26 @@ class MLRT5Attention(T5Attention):
 
 
 ALL_ATTENTION_FUNCTIONS.register("mlr", MLRT5Attention.attend)
+
+
+class MLRT5Config(T5Config):
+    """A T5's config and `mlr`, its levels: {"ranks", "block_sizes" of every stack, "weighting"}."""
+
+    model_type = "chronos_mlr"
+
+
+class MLRT5ForConditionalGeneration(T5ForConditionalGeneration):
+    """A T5 with the MLR attention that its config says."""
+
+    config_class = MLRT5Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        replace_attention(self, config.mlr)
+
+
+AutoConfig.register(MLRT5Config.model_type, MLRT5Config)
+AutoModelForSeq2SeqLM.register(MLRT5Config, MLRT5ForConditionalGeneration)
 
 
 def level_scores(q, k, i, j, ranks, block_sizes, weighting):

@@ -177,17 +177,20 @@ class GPT(Head):
         return Compute(executed + T * self.lm_head.macs, executed, paper)
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, generator=None, use_cache=True):
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, generator=None, use_cache=None):
         """Append max_new_tokens to idx (B, T), one at a time; temperature 0 takes the likeliest token.
 
         The context is cropped to the last block_size tokens. Up to there a key cache makes a token cost one row of
         scores; from there on every token moves all positions, nothing kept stays true, and the context is recomputed.
+        use_cache None: where every layer declares a cache; False: recompute always, the same tokens; True: or BadInput.
         """
         if not idx.shape[1]:
             raise BadInput("generation goes on from at least 1 token, the prompt has 0")
         if temperature < 0 or (top_k is not None and top_k < 1):
             words = "a temperature is at least 0, top_k at least 1 (None: all tokens)"
             raise BadInput(f"temperature {temperature}, top_k {top_k}: {words}")
+        if use_cache is None:
+            use_cache = all(block.attn.scoring.cache_type is not None for block in self.trunk.h)
         step = None
         for _ in range(max_new_tokens):
             B, T = idx.shape

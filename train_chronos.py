@@ -83,27 +83,54 @@ class Settings(RunSettings):
     def pipeline(self):
         """The Chronos pipeline; BadInput for one that cannot be."""
         pipeline = self.load() if self.pretrained else self.new()
+        config = pipeline.inner_model.config
+        trained, earlier = getattr(config, "mlr", None), config.chronos_config if self.pretrained else None
         lengths = dict(context_length=self.look_back, prediction_length=self.horizon, num_samples=self.num_samples)
         vars(pipeline.model.config).update(lengths)
-        pipeline.inner_model.config.chronos_config = asdict(pipeline.model.config)
+        config.chronos_config = asdict(pipeline.model.config)
         if self.token_mixing_struct == "multi_level_low_rank":
             from chronos_mlr import use_mlr_attention
 
             ranks = parse_list(self.mlr_rank_list, "mlr_rank_list")
-            names = dict(encoder="mlr_block_size_list", decoder="mlr_decoder_block_size_list")
-            given = {stack: name for stack, name in names.items() if getattr(self, name) != "default"}
-            blocks = {stack: parse_list(getattr(self, name), name) for stack, name in given.items()}
             weighting = "shared" if self.mlr_block_divide_by_num_levels else "none"
-            use_mlr_attention(pipeline.inner_model, ranks, blocks, weighting)
+            if trained:
+                self.check_levels(trained, ranks, weighting)
+            use_mlr_attention(pipeline.inner_model, ranks, self.block_sizes(trained, earlier), weighting)
+        elif trained:
+            levels = "|".join(map(str, trained["ranks"]))
+            words = f"give --token_mixing_struct=multi_level_low_rank --mlr_rank_list='{levels}'"
+            raise BadInput(f"pretrained={self.pretrained} has MLR attention, not low_rank; {words}")
         return pipeline
 
+    def check_levels(self, trained, ranks, weighting):
+        """Raise BadInput unless pretrained weights with MLR attention are asked for with the ranks they had."""
+        if (tuple(trained["ranks"]), trained["weighting"]) != (tuple(ranks), weighting):
+            levels, divided = "|".join(map(str, trained["ranks"])), trained["weighting"] == "shared"
+            words = f"--mlr_rank_list='{levels}' --mlr_block_divide_by_num_levels={divided}"
+            raise BadInput(f"pretrained={self.pretrained} was trained with other levels; give {words}")
+
+    def block_sizes(self, trained, earlier):
+        """{stack: block sizes} where they are not to be halved: those given, or the trained ones of the same length."""
+        stacks = dict(
+            encoder=("mlr_block_size_list", "context_length", self.look_back),
+            decoder=("mlr_decoder_block_size_list", "prediction_length", self.horizon),
+        )
+        sizes = {}
+        for stack, (name, key, length) in stacks.items():
+            if getattr(self, name) != "default":
+                sizes[stack] = parse_list(getattr(self, name), name)
+            elif trained and earlier[key] == length:
+                sizes[stack] = tuple(trained["block_sizes"][stack])
+        return sizes
+
     def load(self):
-        """The pipeline of `pretrained`, as the library loads it."""
-        from chronos import ChronosPipeline
+        """The pipeline of `pretrained`, as it was saved."""
         from transformers import T5ForConditionalGeneration
 
+        from chronos_mlr import load_pipeline
+
         try:
-            pipeline = ChronosPipeline.from_pretrained(self.pretrained)
+            pipeline = load_pipeline(self.pretrained)
         except (OSError, ValueError, TypeError, AssertionError) as error:
             why = str(error).partition("\n")[0]
             raise BadInput(f"pretrained={self.pretrained} cannot be loaded as a Chronos T5: {why}") from None
@@ -249,7 +276,11 @@ class ChronosTraining(Experiment):
         )
 
     def fit(self):
-        """And leave the finished model in out_dir/chronos, for ChronosPipeline.from_pretrained."""
+        """And leave the finished model in out_dir/chronos, for chronos_mlr.load_pipeline.
+
+        With T5's own attention ChronosPipeline.from_pretrained loads it, too; with MLR attention once chronos_mlr is
+        imported, and it refuses the folder before.
+        """
         super().fit()
         if self.world.rank == 0:
             self.model.t5.save_pretrained(self.run.folder / "chronos")

@@ -8,14 +8,16 @@ Window attention takes its queries in chunks, which see a chunk and a window of 
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+
+from structured import dense, transforms
+from structured.dense import in_window, one_per_head
+from structured.errors import BadInput
 
 LEAF = 32  # positions of a leaf, about
 FUSED = ("cpu",)  # devices whose fused attention gives the log-sum-exp, by `aten`'s operators for the CPU
@@ -35,19 +37,53 @@ def nesting_refusal(T, block_sizes):
     return None
 
 
-def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True):
-    """MLR attention with nested blocks and no dropout: see `structured.attention.mlr_attention`.
+def mlr_attention(q, k, v, ranks, block_sizes, weighting, causal):
+    """MLR attention with nested blocks: output (B, H, T, d) and each row's log-sum-exp (B, H, T).
 
     Memory is linear in T, backward too: kept are q, k, v, the output and each row's log-sum-exp, as in FlashAttention.
     Half precision is computed in float32.
     """
-    (B, H, T, _), G, dtype = q.shape, k.shape[1], v.dtype
-    q, k, v = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in (q, k, v))
-    inverse = torch.tensor([1 / r for r in ranks for _ in range(r)], dtype=q.dtype, device=q.device)
-    q = q.reshape(B * G, H // G, T, -1) * inverse  # q_l / r_l
-    k, v = (x.reshape(B * G, 1, T, -1) for x in (k, v))
-    out, _ = _operator(q, k, v, ranks, block_sizes, weighting, causal)
-    return out.view(B, H, T, -1).to(dtype)
+    plan = plan_parts(q.shape[2], ranks, block_sizes, weighting, causal, LEAF)
+    out, lse = parts_forward(*_by_key_head(q * _inverse(q, ranks), k, v), plan)
+    return out.view(*q.shape[:3], -1).to(v.dtype), lse.view(q.shape[:3])
+
+
+def mlr_gradients(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
+    """Gradients of q, k and v, given that of the output."""
+    plan = plan_parts(q.shape[2], ranks, block_sizes, weighting, causal, LEAF)
+    inverse, G = _inverse(q, ranks), k.shape[1]
+    folded = _by_key_head(q * inverse, k, v)
+    out, grad = (_grouped(x, G) for x in (out, grad))
+    dq, dk, dv = parts_backward(grad, *folded, out, _grouped(lse.unsqueeze(-1), G), plan)
+    return (dq.view(q.shape) * inverse).to(q.dtype), dk.view(k.shape).to(k.dtype), dv.view(v.shape).to(v.dtype)
+
+
+@lru_cache(maxsize=64)
+def _inverse_ranks(ranks, dtype, device):
+    with torch.inference_mode(False):
+        return torch.tensor([1 / r for r in ranks for _ in range(r)], dtype=dtype, device=device)
+
+
+def _inverse(q, ranks):
+    """1 / r_l for the features of level l, at least in float32."""
+    return _inverse_ranks(ranks, torch.promote_types(q.dtype, torch.float32), q.device)
+
+
+def _by_key_head(q, k, v):
+    """q (B G, H / G, T, r), k and v (B G, 1, T, .), in float32 at least."""
+    G = k.shape[1]
+    return tuple(_grouped(x, G) for x in (q, k, v))
+
+
+def _grouped(x, G):
+    """(B, G n, T, w) -> (B G, n, T, w) in float32 at least, the features side by side in memory."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return features_together(x.reshape(x.shape[0] * G, x.shape[1] // G, *x.shape[2:]))
+
+
+def features_together(x):
+    """x, copied if its last dimension is spread in memory, which the operators of PyTorch below take for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def window_attention(q, k, v, window, *, scale, causal=True):
@@ -57,7 +93,7 @@ def window_attention(q, k, v, window, *, scale, causal=True):
     of the sequence are calls of their own.
     """
     T, chunk = q.shape[2], max(CHUNK, window // 2)
-    if window >= T - 1:
+    if window >= T - 1 or not q.numel() or not v.numel():
         return fused(q, k, v, causal=causal, scale=scale)
     after = 0 if causal else window
     first, last = -(-window // chunk), (T - after) // chunk  # chunks that see whole windows
@@ -98,22 +134,91 @@ def _distances(rows, keys, shift, device):
     return torch.arange(shift, shift + rows, device=device)[:, None] - torch.arange(keys, device=device)
 
 
-def in_window(back, window, after):
-    """Whether a query sees a key `back` positions before it, through `window` positions back and `after` ahead."""
-    return (back <= window) & (back >= -after)
+def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0):
+    """PyTorch's attention in its fused form: where that takes q, k and v of one width only, zeros are put behind.
 
-
-def fused(q, k, v, *, scale, mask=None, causal=False, dropout=0.0):
-    """PyTorch's attention in its fused form: where that takes q, k and v of one width only, zeros are put behind."""
-    d = v.shape[-1]
+    Dense where derivatives are asked for that the fused form does not have, or may not have on the CPU.
+    """
+    derivatives, d = transforms.derivatives(), v.shape[-1]
+    if derivatives and (derivatives != "reverse" or q.device.type in FUSED):
+        seen = dense.visible(q, causal) if mask is None else mask
+        return dense.attend(q, k, v, seen, scale=scale, dropout=dropout)
     if one_width(q) and q.is_cuda and not q.stride(1):  # one head for all: cuDNN would lay its output out the same way
         q = q.transpose(1, 2).contiguous().transpose(1, 2)
     if one_width(q):
         q, k, v = (_widened(x, max(q.shape[-1], d)) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
+    if _needs_second_derivatives(q, k, v) and q.device.type in FUSED and not dropout:
+        inputs = (features_together(x) for x in (q, *one_per_head(q, k, v)))
+        return Flash.apply(*inputs, mask, causal, scale)[..., :d]
+    grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 - no symbol, where heads have one
     options = dict(is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=grouped)
     out = F.scaled_dot_product_attention(q, k, v, mask, **options)
+    if _needs_second_derivatives(q, k, v):
+        _only_once(out.grad_fn)
     return out[..., :d]
+
+
+def _needs_second_derivatives(q, k, v):
+    """Whether torch.autograd may ask for derivatives of these gradients."""
+    if torch.compiler.is_compiling() or transforms.mapped() or not torch.is_grad_enabled():
+        return False
+    return (q.requires_grad or k.requires_grad or v.requires_grad) and q.numel() > 0 < v.numel()
+
+
+class Flash(torch.autograd.Function):
+    """PyTorch's fused attention on the CPU by the operators behind its public entry: so gradients have derivatives.
+
+    What that entry checks is true here: one width, as many key heads as query heads, features side by side in memory.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, causal, scale):
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -math.inf)
+        options = dict(is_causal=causal, attn_mask=mask, scale=scale)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, **options)
+        ctx.save_for_backward(q, k, v, out, lse, mask)
+        ctx.options = causal, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, out, lse, mask = ctx.saved_tensors
+        causal, scale = ctx.options
+        if torch.is_grad_enabled():
+            seen = dense.visible(q, causal) if mask is None else mask == 0
+            gradients = torch.func.vjp(lambda *x: dense.attend(*x, seen, scale=scale), q, k, v)[1](grad)
+        else:
+            gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                features_together(grad), q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale
+            )
+        return *gradients, None, None, None
+
+
+def _only_once(node):
+    """Refuse derivatives of the gradients that a node of PyTorch's fused attention gives; it has none."""
+    if node is not None and node.name().startswith("ScaledDotProduct"):
+        node.register_hook(_refuse_derivatives)
+
+
+def _refuse_derivatives(gradients, _):
+    """A hook: where a graph of the gradients is asked for (create_graph), one that says why it ends here."""
+    return _NoDerivatives.apply(*gradients) if torch.is_grad_enabled() else None
+
+
+class _NoDerivatives(torch.autograd.Function):
+    """Gradients as they are, without derivatives."""
+
+    @staticmethod
+    def forward(ctx, *gradients):
+        return tuple(None if g is None else g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise BadInput(
+            "PyTorch's fused attention has no second derivatives; take them by torch.func, or under "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        )
 
 
 def one_width(q):
@@ -257,50 +362,6 @@ def parts_backward(grad, q, k, v, out, lse, plan):
     return tuple(totals)
 
 
-# Operators of their own, so that torch.compile takes each as it is and need not trace the many parts.
-
-
-@torch.library.custom_op("structured::mlr_blockwise", mutates_args=())
-def _operator(
-    q: Tensor, k: Tensor, v: Tensor, ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool
-) -> tuple[Tensor, Tensor]:
-    with torch.autocast(q.device.type, enabled=False):
-        plan = plan_parts(q.shape[2], tuple(ranks), tuple(block_sizes), weighting, causal, LEAF)
-        return parts_forward(q, k, v, plan)
-
-
-@torch.library.custom_op("structured::mlr_blockwise_backward", mutates_args=())
-def _operator_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    with torch.autocast(q.device.type, enabled=False):
-        plan = plan_parts(q.shape[2], tuple(ranks), tuple(block_sizes), weighting, causal, LEAF)
-        return parts_backward(grad.contiguous(), q, k, v, out, lse, plan)
-
-
-@_operator.register_fake
-def _(q, k, v, *levels):
-    return v.new_empty(*q.shape[:3], v.shape[-1]), v.new_empty(*q.shape[:3], 1)
-
-
-@_operator_backward.register_fake
-def _(grad, q, k, v, *rest):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3], *output)
-    ctx.levels = inputs[3:]
-
-
-def _backward(ctx, grad, _):
-    return *_operator_backward(grad, *ctx.saved_tensors, *ctx.levels), None, None, None, None
-
-
-_operator.register_autograd(_backward, setup_context=_setup_context)
-
-
 def _look(x, part, span):
     """A view of the positions of `span` in every block of the part: (N, S, T, w) -> (N, count, S, n, w)."""
     blocks = x[:, :, part.start : part.start + part.block * part.count].unflatten(2, (part.count, part.block))
@@ -344,7 +405,7 @@ def _part_backward(q, out, lse, grad, k, v, part, plan):
     if _is_fused(q, part):
         width, d = part.width, v.shape[-1]
         q, k, v = _equal_widths(q[..., :width], k, v)
-        out, grad = (_widened(x, v.shape[-1]) for x in (out, grad))
+        out, grad = (features_together(_widened(x, v.shape[-1])) for x in (out, grad))
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse.squeeze(-1), 0.0, part.kind == "causal", scale=part.scale
         )
@@ -370,7 +431,7 @@ def _is_fused(q, part):
 
 def _equal_widths(q, k, v):
     """q, k and v padded with zeros to the widest, as fused attention on the CPU asks; one key head for all S of q."""
-    q, k, v = (_widened(x, max(k.shape[-1], v.shape[-1])) for x in (q, k, v))
+    q, k, v = (features_together(_widened(x, max(k.shape[-1], v.shape[-1]))) for x in (q, k, v))
     return q, *(x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
 
 

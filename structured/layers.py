@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from structured import transforms
+
 ASSEMBLE_UP_TO = 256  # columns; the gain falls from 4 times at 16 columns to 1.5 at 512, and the extra FLOPs grow
 
 
@@ -100,7 +102,7 @@ def multiply(contract, x):
     measured in dev/LOG.md.
     """
     n_in = x.shape[-1]
-    if len(x) < 4 * n_in or n_in > ASSEMBLE_UP_TO:
+    if transforms.below(x.shape[0], 4 * n_in) or n_in > ASSEMBLE_UP_TO:
         return contract(x)
     matrix = contract(torch.eye(n_in, dtype=x.dtype, device=x.device))
     return (x @ matrix.flatten(1)).unflatten(1, matrix.shape[1:])

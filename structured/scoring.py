@@ -115,22 +115,41 @@ class Cost(NamedTuple):
 class Scoring(nn.Module):
     """Queries and keys of x, and how they meet; over a whole sequence, or token by token with a cache.
 
-    A variant gives `queries_and_keys(x)` and `attend(q, k, v)`; for a KeyCache also `key_width` and `scores_scale`.
+    A variant gives `queries_and_keys(x)` and `attend(q, k, v)`, and says with `cache_type` which cache attends as it
+    does from one token more (for a KeyCache also `key_width` and `scores_scale`). None: it is generated from without
+    one. A cache is right for the functions it was declared beside: a class that defines any of ATTENDS anew declares
+    its own, or has none.
     """
 
-    cache_type = KeyCache
+    ATTENDS: ClassVar[tuple] = ("queries_and_keys", "attend", "forward", "mix")
+    cache_type = None
     window = None  # how many positions back the keys reach, if not all
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        defined = {name: depth for depth, base in reversed([*enumerate(cls.__mro__)]) for name in vars(base)}
+        if min(defined[name] for name in cls.ATTENDS if name in defined) < defined["cache_type"]:
+            cls.cache_type = None
 
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
 
     def forward(self, x, v):
+        self.check_input(x)
         return self.attend(*self.queries_and_keys(x), v)
 
     def mix(self, x, value):
         """`forward` with values that nn.Linear `value`, d_model -> kv_heads * d_head, still has to make of x."""
         return self(x, value(x).unflatten(-1, (self.cfg.kv_heads, -1)).transpose(1, 2))
+
+    def check_input(self, x):
+        """Raise BadInput unless x is (B, T, d_model) with T up to block_size."""
+        cfg = self.cfg
+        if x.ndim != 3 or x.shape[2] != cfg.d_model:
+            raise BadInput(f"x is (B, T, {cfg.d_model}), d_model features last, not {tuple(x.shape)}")
+        if x.shape[1] > cfg.block_size:
+            raise BadInput(f"a sequence of {x.shape[1]} tokens does not fit block_size = {cfg.block_size}")
 
     def options(self):
         cfg = self.cfg
@@ -142,6 +161,8 @@ class Scoring(nn.Module):
             raise BadInput("a model whose positions see both sides (causal=False) cannot generate")
         if not 1 <= length <= self.cfg.block_size:
             raise BadInput(f"a cache is 1 to block_size = {self.cfg.block_size} tokens long, not {length}")
+        if self.cache_type is None:
+            raise BadInput(f"{self.cfg.structure} declares no cache; generate with use_cache=False")
         return self.cache_type(self, B, length, device=device, dtype=dtype)
 
 
@@ -171,6 +192,7 @@ class ProjectedScoring(Scoring):
         cfg = self.cfg
         if not cfg.qk_norm or not kernels.norms_heads(x):
             return super().mix(x, value)
+        self.check_input(x)
         qkv = side_by_side(x, self.query, self.key, value)
         return self.attend(*kernels.normed_heads(qkv, cfg.n_head, cfg.kv_heads, self.query_norm, self.key_norm))
 
@@ -196,6 +218,8 @@ class ProjectedScoring(Scoring):
 class LowRankScoring(ProjectedScoring):
     """Standard attention: every pair meets with the full head width."""
 
+    cache_type = KeyCache
+
     def attend(self, q, k, v):
         return attention(q, k, v, scale=self.scores_scale, **self.options())
 
@@ -206,6 +230,8 @@ class LowRankScoring(ProjectedScoring):
 
 class WindowScoring(ProjectedScoring):
     """Standard attention to the last window + 1 positions."""
+
+    cache_type = KeyCache
 
     @staticmethod
     def check(cfg):
@@ -313,6 +339,7 @@ class BilinearMLRScoring(BilinearScoring):
     The scores of all levels are one inner product of concatenated features, the levels' scales folded into the queries.
     """
 
+    cache_type = KeyCache
     scores_scale = 1.0
 
     @staticmethod

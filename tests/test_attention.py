@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from compare import TOLERANCE, assert_same, with_gradients
+import torch.nn.functional as F
+from compare import TOLERANCE, assert_same, relative_error, with_gradients
 
 from structured import (
     BadInput,
@@ -167,3 +168,49 @@ def test_default_block_sizes():
 def test_bad_input_says_what_is_wrong(call, words):
     with pytest.raises(BadInput, match=words):
         call(*qkv(8, 6))
+
+
+DENSE = {  # the function by the dense path, its definition
+    "mlr": (
+        lambda *x: mlr_attention(*x, (8, 4, 2, 2), (2048, 1024, 512, 256), weighting="shared", backend="dense"),
+        lambda *x: reference.mlr_attention(*x, (8, 4, 2, 2), (2048, 1024, 512, 256), weighting="shared"),
+    ),
+    "mlr, identity link": (
+        lambda *x: mlr_attention(*x, (8, 4, 2, 2), (2048, 1024, 512, 256), link="identity"),
+        lambda *x: reference.mlr_attention(*x, (8, 4, 2, 2), (2048, 1024, 512, 256), link="identity"),
+    ),
+    "gswa": (
+        lambda *x: gswa_attention(*x, (8, 8), 100, backend="dense"),
+        lambda *x: reference.gswa_attention(*x, (8, 8), 100),
+    ),
+    "window": (
+        lambda *x: window_attention(*x, 100, scale=0.5, backend="dense"),
+        lambda *x: reference.window_attention(*x, 100, scale=0.5),
+    ),
+    "identity link": (
+        lambda *x: attention(*x, scale=0.5, link="identity"),
+        lambda *x: reference.attention(*x, scale=0.5, link="identity"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.bfloat16, True), (torch.float16, False)], ids=str)
+@pytest.mark.parametrize("name", DENSE)
+def test_half_precision_is_as_exact_as_pytorch(name, dtype, autocast):
+    """At T 2048 errors of output and gradients are at most 1.2 times those of PyTorch's math, which is in float32."""
+    inputs = [x[:1].to(dtype) for x in qkv(2048, 16, n_head=1, kv_heads=1, d_value=16)]
+
+    def errors(function, definition):
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            got = with_gradients(function, inputs)
+        want = with_gradients(definition, [x.double() for x in inputs])
+        return [relative_error(*pair) for pair in zip(got, want, strict=True)]
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        window = 100 if name == "window" else 2048
+        theirs = errors(
+            lambda *x: F.scaled_dot_product_attention(*x, reference.window_pairs(2048, window), scale=0.5),
+            lambda *x: reference.window_attention(*x, window, scale=0.5),
+        )
+    for tensor, our, their in zip(NAMES, errors(*DENSE[name]), theirs, strict=True):
+        assert our <= 1.2 * their, tensor

@@ -1,6 +1,7 @@
 """Chronos with MLR attention: T5's own at one level, its definition at several, caches, checkpoints, training."""
 
 import copy
+import json
 import math
 import signal
 import sys
@@ -311,32 +312,88 @@ def test_training_lowers_the_loss(argv, tmp_path):
 
 
 @PACKAGES
-def test_a_finished_model_is_a_chronos_checkpoint(argv, tmp_path):
-    """The library loads it, with the tokens and lengths of the run; fine-tuning from it begins at its weights."""
-    from chronos import ChronosPipeline
+def test_a_finished_model_is_a_chronos_checkpoint(argv, tmp_path, tokens):
+    """The folder gives the model of the run, with its levels, tokens and lengths; fine-tuning begins at its weights."""
+    from chronos_mlr import MLRT5ForConditionalGeneration, load_pipeline
 
-    from chronos_mlr import use_mlr_attention
-
-    train_chronos.main(argv(MLR, max_iters=2))
+    train_chronos.main(argv(MLR, max_iters=2, mlr_block_size_list="24|9|3"))
     path = tmp_path / "run" / "chronos"
-    pipeline = ChronosPipeline.from_pretrained(str(path))
+    pipeline = load_pipeline(path)
     config = pipeline.model.config
     assert (config.context_length, config.prediction_length, config.n_tokens) == (23, 12, 64)
-    again = argv(MLR, max_iters=2, init_from="resume")
-    trained = train_chronos.ChronosTraining(configure(train_chronos.Settings, again))
-    for name, value in trained.model.t5.state_dict().items():
+    again = argv(MLR, max_iters=2, init_from="resume", mlr_block_size_list="24|9|3")
+    trained = train_chronos.ChronosTraining(configure(train_chronos.Settings, again)).model.t5.eval()
+    for name, value in trained.state_dict().items():
         assert torch.equal(pipeline.inner_model.state_dict()[name], value), name
-    use_mlr_attention(pipeline.inner_model, (4, 2, 2))
+    assert type(pipeline.inner_model) is MLRT5ForConditionalGeneration
+    inputs, labels = tokens
+    assert torch.equal(*(model(**inputs, labels=labels).logits for model in (pipeline.inner_model, trained)))
     quantiles, _ = pipeline.predict_quantiles(torch.randn(2, 23), 12, [0.1, 0.5, 0.9])
     assert quantiles.shape == (2, 12, 3)
 
+    kept = train_chronos.ChronosTraining(configure(train_chronos.Settings, argv(MLR, pretrained=path, out_dir="x")))
+    assert kept.model.t5.config.mlr == trained.config.mlr
     tuned = argv(MLR, pretrained=path, out_dir=tmp_path / "tuned", look_back=30, horizon=8)
     began = train_chronos.ChronosTraining(configure(train_chronos.Settings, tuned)).model
     for name, value in began.t5.state_dict().items():
         assert torch.equal(pipeline.inner_model.state_dict()[name], value), name
     assert (began.lengths.context_length, began.lengths.prediction_length, began.block_size) == (30, 8, 40)
+    assert began.t5.config.mlr["block_sizes"]["encoder"] == [31, 16, 8]
     train_chronos.main(tuned)
     assert record(tmp_path / "tuned")["status"] == "finished"
+
+
+@pytest.fixture
+def mlr_folder(t5, tmp_path):
+    """A saved Chronos with MLR attention, and the model."""
+    from chronos_mlr import use_mlr_attention
+
+    model = use_mlr_attention(copy.deepcopy(t5), (4, 2, 2), weighting="shared")
+    model.save_pretrained(tmp_path / "mlr")
+    return tmp_path / "mlr", model
+
+
+@PACKAGES
+def test_a_folder_with_levels_loads_with_them_or_not_at_all(mlr_folder, tokens, monkeypatch):
+    """By the library's own loader: what is loaded has the model's logits; without chronos_mlr nothing is."""
+    from chronos import ChronosPipeline
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path, model = mlr_folder
+    inputs, labels = tokens
+    loaded = ChronosPipeline.from_pretrained(str(path)).inner_model
+    assert torch.equal(*(each(**inputs, labels=labels).logits for each in (loaded, model)))
+    assert json.loads((path / "config.json").read_text())["mlr"] == model.config.mlr
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "chronos_mlr")
+    with pytest.raises(ValueError, match="model type `chronos_mlr`"):
+        ChronosPipeline.from_pretrained(str(path))
+
+
+@PACKAGES
+def test_a_plain_folder_is_a_plain_t5(t5, tmp_path, tokens):
+    from chronos_mlr import load_pipeline
+
+    t5.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path).inner_model
+    assert type(loaded) is type(t5)
+    inputs, labels = tokens
+    assert torch.equal(*(each(**inputs, labels=labels).logits for each in (loaded, t5)))
+
+
+@PACKAGES
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "has MLR attention, not low_rank; give --token_mixing_struct=multi_level_low_rank --mlr_rank_list='4|2|2"),
+        (dict(MLR, mlr_rank_list="4|4", mlr_block_divide_by_num_levels=True), "give --mlr_rank_list='4|2|2'"),
+        (MLR, "--mlr_block_divide_by_num_levels=True"),
+    ],
+)
+def test_weights_of_other_levels(settings, says, mlr_folder, argv, capsys):
+    assert stops(train_chronos.main, argv(settings, pretrained=mlr_folder[0])) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert says in said[0]
 
 
 @PACKAGES

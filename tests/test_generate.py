@@ -27,6 +27,7 @@ from structured.cache import (  # noqa: E402
     mlr_decode_reference,
 )
 from structured.mlbtc import FAMILIES  # noqa: E402
+from structured.scoring import LowRankScoring, MLRScoring, ProjectedScoring  # noqa: E402
 
 BASE = ScoringConfig(
     structure="low_rank", d_model=24, n_head=3, block_size=16, ranks=(4, 3, 1), window=5, gswa_ranks=(6, 2),
@@ -261,6 +262,80 @@ def test_settings_that_cannot_generate():
         gpt().generate(tokens(), 1, top_k=0)
     with pytest.raises(BadInput, match="at least 1 token, the prompt has 0"):
         gpt().generate(tokens(T=0), 1)
+
+
+# A scoring function that declares no cache
+
+
+class WithALiBi:
+    """Scores minus the distance, steeper in every further head: not what a cache of keys computes."""
+
+    def attend(self, q, k, v):
+        T = q.shape[2]
+        back = torch.arange(T)[:, None] - torch.arange(T)
+        steepness = 0.5 ** torch.arange(q.shape[1])[:, None, None]
+        scores = q @ k.mT * self.scores_scale - steepness * back
+        return scores.masked_fill(back < 0, float("-inf")).softmax(-1) @ v
+
+
+class ALiBiScoring(ProjectedScoring):
+    """As a new structure is made: one class, one row in STRUCTURES."""
+
+    attend = WithALiBi.attend
+    head_macs = LowRankScoring.head_macs
+
+
+class ALiBiOfStandard(LowRankScoring):
+    attend = WithALiBi.attend
+
+
+class ALiBiMixedIn(WithALiBi, LowRankScoring):
+    pass
+
+
+class FurtherALiBi(ALiBiOfStandard):
+    pass
+
+
+class OtherQueries(MLRScoring):
+    def queries_and_keys(self, x):
+        q, k = super().queries_and_keys(x)
+        return q, k.cumsum(2)
+
+
+@pytest.mark.parametrize("scoring", [ALiBiScoring, ALiBiOfStandard, ALiBiMixedIn, FurtherALiBi, OtherQueries])
+def test_a_new_scoring_function_inherits_no_cache(scoring, monkeypatch):
+    """It trains, and generates by recomputing; a cache asked for is refused in a line that says so."""
+    monkeypatch.setitem(STRUCTURES, "new", scoring)
+    model, start = gpt("new"), tokens(T=3)
+    assert scoring.cache_type is None
+    model(start, start)[1].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    got, want = start, model.generate(start, 8, temperature=0)
+    for _ in range(8):
+        got = torch.cat([got, model(got)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(got, want)
+    assert torch.equal(model.generate(start, 8, temperature=0, use_cache=False), want)
+    for call in (lambda: model.generate(start, 8, use_cache=True), lambda: model.trunk.new_cache(2, 8)):
+        with pytest.raises(BadInput, match=r"^new declares no cache; generate with use_cache=False$"):
+            call()
+
+
+def test_a_cache_can_be_declared_again(monkeypatch):
+    class Declared(LowRankScoring):
+        cache_type = KeyCache
+
+        def attend(self, q, k, v):
+            return super().attend(q, k, v)
+
+    class Renamed(Declared):
+        """Changes nothing of what a cache is right for."""
+
+    monkeypatch.setitem(STRUCTURES, "new", Renamed)
+    assert Renamed.cache_type is KeyCache
+    model, start = gpt("new"), tokens(T=3)
+    greedy = [model.generate(start, 8, temperature=0, use_cache=use_cache) for use_cache in (True, False)]
+    assert torch.equal(*greedy)
 
 
 def test_recount_follows_the_device():

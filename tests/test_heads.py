@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 pytest.importorskip("triton", reason="Triton is not installed: make interpreter")
 
 from model import GPT, ModelConfig
-from structured import ScoringConfig, build_scoring, kernels
+from structured import ScoringConfig, build_scoring, kernels, transforms
 from structured.kernels import heads
 from structured.layers import Linear
 
@@ -87,6 +87,37 @@ def test_no_rows():
     outs = with_gradients(kernel, [qkv[:0], *weights], layout)
     assert outs[3].shape == (0, *qkv.shape[1:])
     assert not torch.cat(outs[4:]).any()
+
+
+@pytest.mark.parametrize("case", ["odd", "grouped, widths that differ"])
+def test_products_and_gradients_of_any_strides(case):
+    """Features apart, a slice of something wider, weights of every other number, gradients that are one number."""
+    (qkv, *weights), layout = example(case)
+    want = with_gradients(definition, [x.double() for x in (qkv, *weights)], layout)
+    weights = [w.repeat_interleave(2)[::2] for w in weights]
+    for laid_out in (qkv.mT.contiguous().mT, torch.cat([qkv, qkv], -1)[..., : qkv.shape[-1]]):
+        for g, w in zip(with_gradients(kernel, [laid_out, *weights], layout), want, strict=True):
+            assert relative_error(g.cpu(), w.cpu()) <= 2e-6
+    qkv.requires_grad_()
+    outs = [sum(y.sum() for y in f(qkv, *weights, layout)) for f in (kernel, definition)]
+    got, want = (torch.autograd.grad(out, qkv)[0] for out in outs)
+    assert (got - want).abs().max() < 1e-4
+
+
+def test_gradients_have_derivatives():
+    """Those of the definition; and a batch of cotangents at once."""
+    inputs, layout = example("odd")
+    found = []
+    for f in (kernel, definition):
+        x = [y.detach().clone().requires_grad_() for y in inputs]
+        out = torch.cat([y.flatten() for y in f(*x, layout)]).sin()
+        first = torch.autograd.grad(out.sum(), x, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), x, retain_graph=True)
+        cotangents = torch.stack([out, out.cos()]).detach()
+        batch = torch.autograd.grad(out, x, cotangents, is_grads_batched=True)
+        found.append([*first, *second, *batch])
+    for got, want in zip(*found, strict=True):
+        assert relative_error(got, want) < 1e-5
 
 
 def test_operators_that_pytorch_knows():
@@ -200,12 +231,13 @@ class OnTheGPU:
 
 
 def test_where_it_is_taken(monkeypatch):
-    monkeypatch.setattr(kernels, "is_batchedtensor", lambda x: False)
     taken = {dtype: kernels.norms_heads(OnTheGPU(dtype)) for dtype in (torch.bfloat16, torch.float16, torch.float32)}
     assert taken == {torch.bfloat16: True, torch.float16: True, torch.float32: False}
     assert not kernels.norms_heads(OnTheGPU(torch.bfloat16, is_cuda=False))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     assert kernels.norms_heads(OnTheGPU(torch.float32))
-    monkeypatch.setattr(kernels, "is_batchedtensor", lambda x: True)
-    assert not kernels.norms_heads(OnTheGPU(torch.bfloat16))
+    for name, answer in (("mapped", True), ("derivatives", "forward")):
+        with monkeypatch.context() as patch:
+            patch.setattr(transforms, name, lambda answer=answer: answer)
+            assert not kernels.norms_heads(OnTheGPU(torch.bfloat16)), name

@@ -11,7 +11,7 @@ from compare import relative_error, with_gradients
 
 pytest.importorskip("triton", reason="Triton is not installed: make interpreter")
 
-from structured import BadInput, default_block_sizes, kernels, mlr_attention, reference
+from structured import BadInput, default_block_sizes, kernels, mlr_attention, operators, reference
 from structured.kernels import mlr
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -188,7 +188,7 @@ def test_any_strides():
 def test_an_operator_that_pytorch_knows():
     """Shapes, strides and gradients as registered; under torch.compile one node, no graph break."""
     q, k, v = (x.requires_grad_() for x in qkv(20, 16, 12, n_head=2, kv_heads=1))
-    torch.library.opcheck(mlr.forward_operator, (q, k, v, (8, 8), (32, 16), "shared", True))
+    torch.library.opcheck(operators.mlr_operator, (q, k, v, (8, 8), (32, 16), "shared", True, "triton"))
 
     def attend(q, k, v):
         return mlr_attention(q, k, v, (8, 8), (32, 16), weighting="shared", backend="triton").square()

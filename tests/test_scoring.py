@@ -214,3 +214,22 @@ def test_bfloat16_autocast(structure):
 def test_bad_configurations_say_what_is_wrong(change, words):
     with pytest.raises(BadInput, match=words):
         dataclasses.replace(BASE, **change)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_what_is_longer_than_block_size_is_refused(structure):
+    """DESIGN 3, and no matter how long the paths of its function are; nothing is computed for nothing."""
+    m = build_scoring(dataclasses.replace(BASE, structure=structure))
+    for T in (17, 24, 300):
+        x, v = torch.zeros(2, T, 24), torch.zeros(2, 3, T, 8)
+        for call in (lambda x=x, v=v: m(x, v), lambda x=x: m.mix(x, nn.Linear(24, 24))):
+            with pytest.raises(BadInput, match=f"a sequence of {T} tokens does not fit block_size = 16"):
+                call()
+    with pytest.raises(BadInput, match=r"x is \(B, T, 24\), d_model features last, not \(2, 5, 23\)"):
+        m(torch.zeros(2, 5, 23), torch.zeros(2, 3, 5, 8))
+    for B, T in ((0, 5), (2, 0), (0, 16)):
+        x = torch.zeros(B, T, 24, requires_grad=True)
+        out = m(x, torch.zeros(B, 3, T, 8, requires_grad=True))
+        assert out.shape == (B, 3, T, 8)
+        out.sum().backward()
+        assert all(p.grad is None or not p.grad.any() for p in m.parameters())

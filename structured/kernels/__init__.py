@@ -4,7 +4,8 @@ import importlib.util
 import os
 
 import torch
-from torch._C._functorch import is_batchedtensor
+
+from structured import transforms
 
 if importlib.util.find_spec("triton"):
     from structured.kernels import heads, mlr
@@ -29,18 +30,15 @@ def mlr_refusal(q, k, v):
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         names = ", ".join(str(x.dtype).removeprefix("torch.") for x in (q, k, v))
         return f"the fused kernel takes bfloat16, float16 or float32, the same for all; q, k, v are {names}"
+    if not q.shape[-1]:
+        return "the fused kernel takes heads with at least 1 feature"
     widest = max(q.shape[-1], v.shape[-1])
     return f"the fused kernel takes heads up to {WIDEST} wide, not {widest}" if widest > WIDEST else None
 
 
-def mlr_attention(q, k, v, ranks, block_sizes, *, weighting, causal):
-    """structured.attention.mlr_attention by the fused kernel, where `mlr_refusal` gives None."""
-    return mlr.attention(q, k, v, ranks, block_sizes, weighting, causal)
-
-
 def norms_heads(x):
-    """Whether `normed_heads` takes a product of x (.., features) and is faster: in 16 bits on CUDA, under no vmap."""
-    if heads is None or not x.is_cuda or is_batchedtensor(x):
+    """Whether `normed_heads` takes a product of x (.., features) and is faster: in 16 bits on CUDA, not transformed."""
+    if heads is None or not x.is_cuda or transforms.mapped() or transforms.derivatives():
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     return dtype in (torch.bfloat16, torch.float16)

@@ -209,6 +209,8 @@ def _merge_splits(
 def write_rows(slots, rows, at):
     """Put rows[i] (B, G, 1, w_i) into slot at % size_i of slots[i] (B, G, size_i, w_i), positions or features first."""
     B, G = rows[0].shape[:2]
+    if not all(x.is_contiguous() or x.mT.is_contiguous() for x in slots):
+        raise BadInput("slots must be contiguous, or feature by feature (slots.mT contiguous)")
     rows = [row if row.stride(3) == 1 or row.shape[3] == 1 else row.contiguous() for row in rows]
     with torch.cuda.device_of(at):
         _write_rows[(B * G,)](
@@ -244,5 +246,8 @@ def _check(q, keys, v, block_sizes):
     if q.shape[-1] != width or max(q.shape[-1], v.shape[-1]) > 128:
         words = f"{q.shape[-1]} features, the keys {width}, the values {v.shape[-1]}"
         raise BadInput(f"the queries have {words}; both sides must agree and be at most 128")
+    if any(k.dtype != v.dtype for k in keys):
+        names = ", ".join(str(x.dtype).removeprefix("torch.") for x in (*keys, v))
+        raise BadInput(f"keys and values are {names}; they must be of one dtype")
     if not v.is_contiguous() or not all(k.mT.is_contiguous() for k in keys):
         raise BadInput("values must be contiguous, and keys feature by feature (keys.mT contiguous)")

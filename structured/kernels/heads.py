@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
+from torch._C._functorch import is_legacy_batchedtensor
 
 ROWS = 64  # heads of tokens in a tile
 FORWARD, BACKWARD = 1024, 256  # programs at most for each of queries, keys and values, on every card: one order of sums
@@ -148,6 +149,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Normed queries (B, n_head, T, width) and keys (B, kv_heads, T, width) of the product, heads last in memory."""
     layout, (B, T, _) = Layout(*layout), qkv.shape
+    qkv, query_weight, key_weight = (x.contiguous() for x in (qkv, query_weight, key_weight))
     q, k = (qkv.new_empty(B, T, n, layout.width) for n in layout[:2])
     if qkv.numel():
         norm_heads[(_programs(B * T, layout, FORWARD), 2)](
@@ -163,6 +165,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of the product (B, T, C), and of the two weights in parts (2, programs, width) to be added up."""
     layout, (B, T, _) = Layout(*layout), qkv.shape
+    qkv, query_weight, key_weight = (x.contiguous() for x in (qkv, query_weight, key_weight))
     dqkv, parts = torch.empty_like(qkv), _parts(qkv, layout)
     if not qkv.numel():
         return dqkv, parts
@@ -180,8 +183,8 @@ def _parts(qkv, layout):
     return qkv.new_empty(2, _programs(qkv[..., 0].numel(), layout, BACKWARD), layout.width, dtype=torch.float32)
 
 
-forward_operator = torch.library.custom_op("structured_attention::norm_heads", forward, mutates_args=())
-backward_operator = torch.library.custom_op("structured_attention::norm_heads_backward", backward, mutates_args=())
+forward_operator = torch.library.custom_op("structured::norm_heads", forward, mutates_args=())
+backward_operator = torch.library.custom_op("structured::norm_heads_backward", backward, mutates_args=())
 
 
 @forward_operator.register_fake
@@ -192,11 +195,19 @@ def _(qkv, query_weight, key_weight, layout, eps):
 
 @backward_operator.register_fake
 def _(qkv, query_weight, key_weight, dq, dk, dv, layout, eps):
-    return torch.empty_like(qkv), _parts(qkv, Layout(*layout))
+    return qkv.new_empty(qkv.shape), _parts(qkv, Layout(*layout))
+
+
+def definition(qkv, query_weight, key_weight, layout, eps):
+    """The same by PyTorch: cut apart, then two LayerNorms."""
+    n_head, kv_heads, width = layout
+    q, k, v = qkv.split([n_head * width, kv_heads * width, qkv.shape[-1] - layout.values_from], -1)
+    q, k, v = (x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in ((q, n_head), (k, kv_heads), (v, kv_heads)))
+    return F.layer_norm(q, (width,), query_weight, eps=eps), F.layer_norm(k, (width,), key_weight, eps=eps), v
 
 
 class NormedHeads(torch.autograd.Function):
-    """Queries, keys and values, (B, heads, T, features) each, of the contiguous product; values are a view of it."""
+    """Queries, keys and values, (B, heads, T, features) each, of the product; values are a view of it."""
 
     @staticmethod
     def forward(ctx, qkv, query_weight, key_weight, layout, eps):
@@ -207,10 +218,14 @@ class NormedHeads(torch.autograd.Function):
         return q, k, qkv[..., layout.values_from :].unflatten(-1, (layout.kv_heads, -1)).transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dq, dk, dv):
-        qkv, query_weight, key_weight = ctx.saved_tensors
-        run = backward_operator if torch.compiler.is_compiling() else backward
-        dqkv, parts = run(qkv, query_weight, key_weight, dq, dk, dv, list(ctx.layout), ctx.eps)
+        saved, layout = ctx.saved_tensors, ctx.layout
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch.is_grad_enabled():  # the gradients are to have derivatives
+            _, pull = torch.func.vjp(lambda *x: definition(*x, layout, ctx.eps), *saved)
+            return *pull((dq, dk, dv)), None, None
+        batched = not compiling and any(is_legacy_batchedtensor(g) for g in (dq, dk, dv))
+        run = backward_operator if compiling or batched else backward
+        dqkv, parts = run(*saved, dq, dk, dv, list(layout), ctx.eps)
         dquery, dkey = parts.sum(1)
-        return dqkv, dquery.to(query_weight.dtype), dkey.to(key_weight.dtype), None, None
+        return dqkv, dquery.to(saved[1].dtype), dkey.to(saved[2].dtype), None, None

@@ -1,19 +1,17 @@
-"""Fused MLR attention as a PyTorch operator: how the levels look to the kernels, the launches, the registration."""
+"""Fused MLR attention, forward and backward: how the levels look to the kernels, and the launches."""
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, combinations_with_replacement, pairwise, permutations
 from typing import NamedTuple
 
 import torch
 import triton
-from torch._C._functorch import is_batchedtensor
-from torch.autograd.function import once_differentiable
 from triton.runtime.interpreter import InterpretedFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from structured.kernels import mlr_triton
+from structured.kernels.memory import heads_last, per_row
 
 NARROWEST = 32  # features of a chunk, values of a head: those of fewer are filled up with zeros
 CHUNK_COST = 8  # how many more features a far tile may load to save one chunk
@@ -138,12 +136,6 @@ def shape(ranks, block_sizes, weighting, causal, T, dtype, d_value, launch):
     )  # fmt: skip
 
 
-def heads_last(B, H, T, width, like):
-    """An empty (B, H, T, width) tensor, heads beside each other in memory, rows a multiple of 16 bytes long."""
-    wide = width + -width % (16 // like.element_size())
-    return like.new_empty(B, T, H, wide).transpose(1, 2)[..., :width]
-
-
 def like(x):
     """An empty tensor of x's shape, its gradient to be."""
     return heads_last(*x.shape, like=x)
@@ -172,16 +164,9 @@ def tiles(x, rows, width):
     return descriptor(x, [B, H, T, w], strides, [1, 1, rows, width])
 
 
-def per_row(q):
-    """One float32 number for each query, (B, H, T), rows a multiple of 16 bytes apart."""
-    B, H, T, _ = q.shape
-    return q.new_empty(B, H, T + -T % 4, dtype=torch.float32)[..., :T]
-
-
-def row_tiles(x, rows):
+def row_tiles(x, T, rows):
     """Descriptor of `rows` numbers of x = per_row(q), as (B H, T)."""
-    B, H, T = x.shape
-    return descriptor(x, [B * H, T], [x.stride(1), 1], [1, rows])
+    return descriptor(x, [x.shape[0] * x.shape[1], T], [x.shape[2], 1], [1, rows])
 
 
 def chunks(x, rows, widths):
@@ -220,107 +205,39 @@ def run(kernel, arguments, programs, launch, S):
 compiled = {}  # the interpreter makes nothing
 
 
-def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(output (B, H, T, d), log2 of the sum of exp2 of the scores (B, H, T))."""
+def forward(q, k, v, ranks, block_sizes, weighting, causal):
+    """(output (B, H, T, d), log2 of the sum of exp2 of the scores, per_row(q))."""
     B, H, T, _ = q.shape
     out, lse = heads_last(B, H, T, v.shape[3], v), per_row(q)
     if not out.numel():
         return out, lse
     launch = launches(q.dtype, T, max(q.shape[3], v.shape[3]))["forward"]
-    S = shape(tuple(ranks), tuple(block_sizes), weighting, causal, T, q.dtype, v.shape[3], launch)
+    S = shape(ranks, block_sizes, weighting, causal, T, q.dtype, v.shape[3], launch)
     Q, K = chunks(loadable(q), S.BM, S.widths), chunks(loadable(k), S.BN, S.widths)
     V, O = tiles(loadable(v), S.BN, S.DV), tiles(out, S.BM, S.DV)
-    arguments = (*Q, *K, V, O, lse, T, lse.stride(1), H, H // k.shape[1])
+    arguments = (*Q, *K, V, O, lse, T, lse.shape[2], H, H // k.shape[1])
     run(mlr_triton.forward, arguments, -(-T // S.BM) * B * H, launch, S)
     return out, lse
 
 
-def backward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor,
-    ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
     """Gradients of q, k and v; the same bits every time."""
     (B, H, T, _), (G, d_value) = q.shape, v.shape[1::2]
     dq, dk, dv = like(q), like(k), like(v)
     if not grad.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
     delta, launch = per_row(q), launches(q.dtype, T, max(q.shape[3], d_value))
+    lse = lse.contiguous()
     q, k, v, out, grad = (loadable(x) for x in (q, k, v, out, grad))
-    geometry = tuple(ranks), tuple(block_sizes), weighting, causal, T, q.dtype, d_value
+    geometry = ranks, block_sizes, weighting, causal, T, q.dtype, d_value
     S = shape(*geometry, launch["backward_q"])
     Q, K, DQ = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dq, S.BM, S.widths)
     V, O, DO = tiles(v, S.BN, S.DV), tiles(out, S.BM, S.DV), tiles(grad, S.BM, S.DV)
-    arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.stride(1), H, H // G)
+    arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.shape[2], H, H // G)
     run(mlr_triton.backward_q, arguments, -(-T // S.BM) * B * H, launch["backward_q"], S)
     S = shape(*geometry, launch["backward_kv"])
     Q, K, DK = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dk, S.BN, S.widths)
     V, DO, DV = tiles(v, S.BN, S.DV), tiles(grad, S.BM, S.DV), tiles(dv, S.BN, S.DV)
-    arguments = (*Q, *K, V, DO, *DK, DV, row_tiles(lse, S.BM), row_tiles(delta, S.BM), T, H, H // G)
+    arguments = (*Q, *K, V, DO, *DK, DV, row_tiles(lse, T, S.BM), row_tiles(delta, T, S.BM), T, H, H // G)
     run(mlr_triton.backward_kv, arguments, -(-T // S.BN) * B * G, launch["backward_kv"], S)
     return dq, dk, dv
-
-
-def attention(q, k, v, ranks, block_sizes, weighting, causal):
-    """The output (B, H, T, d) of the fused kernels: by the operator where PyTorch traces or transforms, else directly.
-
-    The operator costs the host 0.3 ms more for each forward and backward.
-    """
-    plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) and not is_batchedtensor(x) for x in (q, k, v))
-    function = Direct.apply if plain and not torch.compiler.is_compiling() else forward_operator
-    return function(q, k, v, ranks, block_sizes, weighting, causal)[0]
-
-
-def _save(ctx, inputs, output):
-    q, k, v, *ctx.geometry = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, *output)
-
-
-class Direct(torch.autograd.Function):
-    """`forward` and `backward` as a function of autograd."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, _):
-        return *backward(*ctx.saved_tensors, grad, *ctx.geometry), None, None, None, None
-
-
-forward_operator = torch.library.custom_op("structured_attention::mlr_forward", forward, mutates_args=())
-backward_operator = torch.library.custom_op("structured_attention::mlr_backward", backward, mutates_args=())
-
-
-@forward_operator.register_fake
-def _(q, k, v, ranks, block_sizes, weighting, causal):
-    return heads_last(*q.shape[:3], v.shape[3], v), per_row(q)
-
-
-@backward_operator.register_fake
-def _(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
-    return like(q), like(k), like(v)
-
-
-@forward_operator.register_vmap
-def _(info, in_dims, q, k, v, *geometry):
-    """Mapped over a dimension: one call with a longer batch."""
-    n = info.batch_size
-    mapped = [
-        (x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-        for x, dim in zip((q, k, v), in_dims, strict=False)
-    ]
-    return tuple(x.unflatten(0, (n, -1)) for x in forward_operator(*mapped, *geometry)), (0, 0)
-
-
-def _differentiate(ctx, grad, _):
-    return *backward_operator(*ctx.saved_tensors, grad, *ctx.geometry), None, None, None, None
-
-
-forward_operator.register_autograd(_differentiate, setup_context=_save)
