@@ -146,7 +146,7 @@ def test_paper_compute_of_in_context_regression_by_hand():
     """Nothing is left out: read-in and read-out on x and y tokens both."""
     T, D = 16, 16
     model = InContextRegressor(config("bilinear_BTT", n_layer=1), n_dims=5)
-    btt = T * 2 * (16 * 4 * 4 // 4 * 1) * 2  # heads * factors * (4 blocks of 4 -> 4) multiply-adds
+    btt = T * 2 * (2 * 8 * 8 + 8 * 2 * 2)  # heads * (2 blocks of 8 -> 8, then 8 blocks of 2 -> 2) multiply-adds
     linears = T * 10 * D * D  # values, c_proj, MLP
     attention = 2 * (T * T * 16 + T * T * 8)  # x meets keys of width D
     norms = 5 * (3 * T * D + 2 * T * D)  # ln_1, ln_2, ln_f; keys of 2 heads
