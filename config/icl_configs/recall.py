@@ -1,0 +1,24 @@
+# Noisy recall in context on a laptop's CPU: 32 pairs (x, y) with x on the unit sphere of R^16, and a query near one of
+# the x, whose y is asked for. Not the paper's prompt, which is linear regression (paper.py): chosen because at this
+# size and in this time it shows what a head narrower than the input cannot do.
+#   python train_ICL.py config/icl_configs/recall.py
+#   python train_ICL.py config/icl_configs/recall.py --n_head=1 --out_dir=out/recall_one_head
+#   python train_ICL.py config/icl_configs/recall.py config/icl_configs/recall_btt.py
+#   python train_ICL.py config/icl_configs/recall.py config/icl_configs/recall_mlr.py
+
+out_dir = "out/recall"
+training_task = "noisy_recall"
+n_positions = 33  # 32 pairs and the query
+d_model = 32
+n_layer = 1
+training_curriculum_adaptive_inc = False
+training_num_training_examples = 1_000_000
+batch_size = 32
+max_iters = 3_000
+training_learning_rate = 3e-4
+warmup_iters = 100
+grad_clip = 0.0
+eval_interval = 100
+eval_prompts = 4_096
+eval_batch_size = 256
+log_interval = 100

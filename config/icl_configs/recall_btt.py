@@ -1,0 +1,5 @@
+# Bilinear BTT with the narrow value heads of recall.py.
+#   python train_ICL.py config/icl_configs/recall.py config/icl_configs/recall_btt.py
+
+out_dir = "out/recall_btt"
+token_mixing_struct = "bilinear_BTT"
