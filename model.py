@@ -230,8 +230,8 @@ class InContextRegressor(Head):
         super().__init__(cfg)
         self.predicting = predicting
         d_model = cfg.scoring.d_model
-        self.read_in = Linear(n_dims + extra_inputs, d_model, role="embedding", bias=True)
-        self.read_out = Linear(d_model, 1, role="output", bias=True)
+        self.read_in = Linear(n_dims + extra_inputs, d_model, role="embedding", bias=cfg.bias)
+        self.read_out = Linear(d_model, 1, role="output", bias=cfg.bias)
 
     def forward(self, tokens):
         return self.read_out(self.trunk(self.read_in(tokens))[:, self.predicting]).squeeze(-1)

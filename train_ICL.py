@@ -11,6 +11,7 @@ processes it is run as it is.
 """
 
 import functools
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -105,6 +106,8 @@ class Settings(RunSettings, StructureSettings):
         return self.layout.per_point * self.points if self.block_size == -1 else self.block_size
 
     def curriculum(self):
+        if self.training_task in QUERY_TASKS:
+            return self._full_size()
         if self.training_curriculum_adaptive_inc:
             return Curriculum.adaptive(self.n_dims, self.points, self.max_iters, self.training_curriculum_dims_interval)
 
@@ -119,6 +122,13 @@ class Settings(RunSettings, StructureSettings):
             return {f"{what}_{part}": size for part, size in sizes.items()}
 
         return Curriculum(**ramp("dims", self.n_dims), **ramp("points", self.points))
+
+    def _full_size(self):
+        """The curriculum of a task that has none; BadInput where a setting asks for one."""
+        for what, part in itertools.product(("dims", "points"), ("start", "end")):
+            if getattr(self, name := f"training_curriculum_{what}_{part}") != -1:
+                raise BadInput(f"{self.training_task} has no curriculum; leave {name} out")
+        return Curriculum(self.n_dims, self.n_dims, 0, 1, self.points, self.points, 0, 1)
 
     def pool(self):
         """The keywords that say which examples a step trains on."""
@@ -135,10 +145,6 @@ class InContextRegression(Experiment):
 
     def __init__(self, cfg):
         self.curriculum, layout = cfg.curriculum(), cfg.layout
-        if cfg.training_task in QUERY_TASKS and self.curriculum.grows:
-            raise BadInput(
-                f"{cfg.training_task} has no curriculum; set training_curriculum_adaptive_inc=False, and start = end"
-            )
         # refuse a pool that is too small and a task that cannot be
         examples = training_examples(step=0, **cfg.pool())
         sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=cfg.points, **cfg.task())

@@ -28,7 +28,10 @@ from plots.records import (
 from plots.style import draw_curves, legend, line_styles, log_ticks, picture, shared_legend, structure_style
 from training.errors import command
 
-TASK = ("n_dims", "n_positions", "training_task", "noise_std", "task_sparsity", "task_hidden", "task_depth")
+TASK = (
+    "n_dims", "n_positions", "training_task", "noise_std", "task_sparsity", "task_hidden", "task_depth",
+    "task_query_noise",
+)  # fmt: skip
 
 
 def draw(ax, runs, x="non_emb_compute", with_legend=True):

@@ -16,8 +16,11 @@ from data.icl_regression.philox import bits, normal
 from data.icl_regression.sampler import evaluation_prompts, pairs_and_query, sample_prompts, training_examples
 from data.icl_regression.stream import PromptStream
 from data.icl_regression.tasks import QUERY_TASKS, TASKS, Purpose
+from plots import icl_examples
 from training.capture import StaticStep
+from training.configurator import configure
 from training.errors import BadInput
+from training.together import Plan, fit_together
 
 SEED = 7
 TASK = "noisy_recall"
@@ -238,6 +241,11 @@ def test_counters_equal_closed_forms(whole):
     assert last["compute"] == 6 * 6 * B * (trunk + T * (4 + 2) * D + D)
 
 
+def test_prompts_have_their_full_size_from_the_start(tmp_path):
+    train_ICL.main(argv(out_dir=tmp_path, max_iters=2, training_curriculum_adaptive_inc=True, n_dims=6))
+    assert [(m["n_dims"], m["n_points"]) for m in metrics(tmp_path) if "n_dims" in m] == [(6, 6)]
+
+
 def test_the_loss_is_that_of_the_query(tmp_path, monkeypatch):
     seen = []
     losses = train_ICL.InContextRegression.losses
@@ -276,6 +284,21 @@ def test_the_step_of_a_cuda_graph(whole, tmp_path, monkeypatch):
     assert_equal(checkpoint(tmp_path)["model"], checkpoint(whole)["model"], "model")
 
 
+def test_runs_of_a_pack_are_as_they_are_alone(whole, tmp_path):
+    """Two seeds as one batched model."""
+
+    def plan(seed):
+        cfg = configure(train_ICL.Settings, argv(out_dir=tmp_path / str(seed), seed=seed, dropout=0.0))
+        return Plan(cfg, lambda: train_ICL.InContextRegression(cfg))
+
+    fit_together([plan(1), plan(2)], jobs=2)
+    train_ICL.main(argv(out_dir=tmp_path / "alone", seed=2, dropout=0.0))
+    for got, want in zip(metrics(tmp_path / "2"), metrics(tmp_path / "alone"), strict=True):
+        for name in {"eval/last", "overall_loss", "grad_norm"} & want.keys():
+            assert got[name] == pytest.approx(want[name], rel=1e-4), (name, want["step"])
+    assert record(tmp_path / "2")["together"] == 2
+
+
 def test_the_evaluation_does_not_depend_on_its_batch(whole, tmp_path):
     train_ICL.main(argv(out_dir=tmp_path, eval_batch_size=3))
     for a, b in zip(metrics(whole), metrics(tmp_path), strict=True):
@@ -303,14 +326,19 @@ def test_one_wide_head_learns_to_recall(tmp_path):
         (dict(noise_std=0.1), "noise_std must be 0"),
         (dict(task_query_noise=-1.0), "query_noise must be at least 0"),
         (dict(block_size=5), "block_size 5 does not hold 6 pairs, 6 tokens"),
-        (dict(training_curriculum_dims_start=2), "noisy_recall has no curriculum"),
-        (dict(training_curriculum_points_start=2), "noisy_recall has no curriculum"),
+        (dict(training_curriculum_dims_start=2), "no curriculum; leave training_curriculum_dims_start out"),
+        (dict(training_curriculum_points_end=5), "no curriculum; leave training_curriculum_points_end out"),
     ],
 )
 def test_bad_settings(settings, message, tmp_path, capsys):
     assert stops(train_ICL.main, argv(settings, out_dir=tmp_path / "run")) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_there_is_no_error_by_number_of_examples(whole, tmp_path, capsys):
+    assert stops(icl_examples.main, [str(whole), f"--out={tmp_path / 'a.png'}"]) == 2
+    assert "noisy_recall is measured at its query alone" in capsys.readouterr().err
 
 
 def test_it_has_no_shifts(whole, capsys):

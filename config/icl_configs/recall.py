@@ -11,7 +11,6 @@ training_task = "noisy_recall"
 n_positions = 33  # 32 pairs and the query
 d_model = 32
 n_layer = 1
-training_curriculum_adaptive_inc = False
 training_num_training_examples = 1_000_000
 batch_size = 32
 max_iters = 3_000

@@ -62,10 +62,6 @@ class Curriculum:
             points_start=min(POINTS_START, n_points), points_end=n_points, points_inc=2 * inc, points_interval=interval,
         )  # fmt: skip
 
-    @property
-    def grows(self):
-        return self.dims_start < self.dims_end or self.points_start < self.points_end
-
     def at(self, step):
         """(dims, points) of the prompts at `step`, counted from 0."""
         return self._size("dims", step), self._size("points", step)
