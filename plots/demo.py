@@ -38,8 +38,10 @@ def draw(recall, lm, folder):
     with picture(folder / "language_modelling.png", panels=2) as (left, right):
         curves, _ = lm_compute.draw(left, lm, x="step", with_legend=False)
         lm_compute.draw(right, lm, x="seconds", with_legend=False)
-        left.set(title="at equal steps", xlabel="training steps", ylabel="validation loss (nats a character)")
-        right.set(title="at equal time", xlabel="training time on one CPU core (s)", ylabel="")
+        left.set(xlabel="training steps", ylabel="validation loss (nats a character)")
+        right.set(xlabel="training time on one CPU core (s)", ylabel="")
+        for ax, words in ((left, "at equal steps"), (right, "at equal time")):
+            ax.set_title(words, fontsize=8)
         shared_legend([left, right], curves)
 
 
