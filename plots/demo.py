@@ -101,11 +101,12 @@ def draw_baselines(ax, runs):
 
 def summary(recall, lm):
     """The table: every method of the recall task, and the language models at equal steps and at equal CPU time."""
-    rows = [[name.replace("_", " "), f"{errors[-1]:.3f}", "", "", ""] for name, errors in baselines(recall).items()]
+    simple = reversed(baselines(recall).items())
+    rows = [[name.replace("_", " "), f"{errors[-1]:.3f}", "", "", ""] for name, errors in simple]
     for curve in learning_curves(recall, "eval/last", "step"):
         name = f"{STRUCTURES[curve.structure][0]}, {heads(curve.settings)}"
         rows.append([name, *reached([run.final("eval/last") for run in curve.runs]), *cost(curve)])
-    text = table(["noisy recall: squared error", "mean", "range", "steps", "CPU s"], rows[::-1])
+    text = table(["noisy recall: squared error", "mean", "range", "steps", "CPU s"], rows)
     curves = learning_curves(lm, LM_LOSS, "step")
     steps, seconds = min(c.steps[-1] for c in curves), min(run.seconds for run in lm)
     rows = []
