@@ -8,15 +8,17 @@ training/loop.py. On one GPU a step, all its micro-batches, is a CUDA graph (tra
 float16 and with several processes it is run as it is.
 """
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from data.corpus import load_corpus
-from data.windows import WindowStream, draw_windows, to_device
+from data.windows import IGNORED, WindowStream, draw_windows, text_windows, to_device
 from model import GPT
 from training.configurator import configure, setting
 from training.errors import BadInput, command
@@ -24,7 +26,7 @@ from training.loop import Experiment
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
 
-TRAIN, VAL = 0, 1  # streams of windows
+EVAL_WINDOWS = 32  # windows that one of eval_iters stands for, whatever the batch size
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Settings(RunSettings, StructureSettings):
     lr_decay_iters: int = setting(100_000, "step at which a decaying rate reaches min_lr")
     min_lr: float = setting(0.0, "rate at which the decay ends")
     eval_interval: int = setting(1_000, "steps between two evaluations, each followed by a checkpoint", free=True)
-    eval_iters: int = setting(200, "validation batches in an evaluation, the same ones every time", free=True)
+    eval_iters: int = setting(200, "evaluations read 32 times as many windows, spread over the text, or all", free=True)
     cuda_graph: str = setting("auto", "steps as a CUDA graph: True, False; auto: on one GPU, not float16", free=True)
     eval_only: bool = setting(False, "evaluate once, print the loss and stop; nothing is written", free=True)
     always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
@@ -66,17 +68,15 @@ class LanguageModelling(Experiment):
         if self.run.saved and self.run.saved["corpus"]["sha256"] != self.corpus.meta["sha256"]:
             raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the corpus that {self.run.folder} was trained on")
 
-    def windows(self, ids, stream, indices, rows=slice(None)):
-        """Random windows of block_size + 1 tokens, inputs and targets in one, for every batch of `indices`."""
-        cfg = self.cfg
-        batch = dict(seed=cfg.seed, batch_size=cfg.batch_size, rows=rows)
-        return draw_windows(ids, cfg.block_size + 1, stream=stream, indices=indices, **batch)
-
     def step_windows(self, steps):
-        """This process's windows of consecutive steps: (steps, micro-batches, rows, block_size + 1)."""
-        share = self.share
+        """This process's random windows of consecutive steps, inputs and targets in one.
+
+        (steps, micro-batches, rows, block_size + 1)
+        """
+        cfg, share = self.cfg, self.share
         indices = [step * self.micro_batches + micro for step in steps for micro in share.micro_batches]
-        windows = self.windows(self.corpus.train, TRAIN, indices, share.rows)
+        batch = dict(seed=cfg.seed, batch_size=cfg.batch_size, rows=share.rows)
+        windows = draw_windows(self.corpus.train, cfg.block_size + 1, indices=indices, **batch)
         return windows.reshape(len(steps), len(share.micro_batches), *windows.shape[1:])
 
     def inputs(self, step):
@@ -87,12 +87,25 @@ class LanguageModelling(Experiment):
         return {"train/loss": network(windows[:, :-1], windows[:, 1:])[1]}
 
     def evaluate(self):
-        losses = torch.zeros(self.cfg.eval_iters, device=self.device)
-        for index in self.world.part(len(losses)):
-            (windows,) = to_device(self.windows(self.corpus.val, VAL, [index]), self.device)
+        """Mean loss over the validation text, the same windows for every run whatever its seed and batch size."""
+        inputs, targets = self.validation
+        counts = [int((part != IGNORED).sum()) for part in targets]
+        losses = torch.zeros(len(counts), dtype=torch.float64, device=self.device)
+        for i in self.world.part(len(counts)):
+            x, y = to_device(inputs[i], self.device).long(), to_device(targets[i], self.device)
             with self.context():
-                losses[index] = self.losses(self.network, windows)["train/loss"]
-        return {"val/loss": sum(self.world.collect(losses).tolist()) / len(losses)}
+                losses[i] = self.network(x, y)[1]
+        total = sum(loss * n for loss, n in zip(self.world.collect(losses).tolist(), counts, strict=True))
+        return {"val/loss": total / sum(counts), "val/tokens": sum(counts)}
+
+    @functools.cached_property
+    def validation(self):
+        """`text_windows` in batches of batch_size; the last one is filled up with windows that do not count."""
+        n, most = self.cfg.batch_size, EVAL_WINDOWS * self.cfg.eval_iters
+        inputs, targets = text_windows(self.corpus.val, self.cfg.block_size, most)
+        room = ((0, -len(inputs) % n), (0, 0))
+        inputs, targets = np.pad(inputs, room), np.pad(targets, room, constant_values=IGNORED)
+        return inputs.reshape(-1, n, self.cfg.block_size), targets.reshape(-1, n, self.cfg.block_size)
 
     def headline(self, metrics):
         return f"val loss {metrics['val/loss']:.4f}", metrics["val/loss"]

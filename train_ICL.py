@@ -13,13 +13,13 @@ processes it is run as it is.
 import functools
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
 
 from data.icl_regression.baselines import baseline_errors, recall_errors
-from data.icl_regression.curriculum import Curriculum
+from data.icl_regression.curriculum import DIMS_START, POINTS_START, Curriculum, adaptive_increment
 from data.icl_regression.layouts import LAYOUTS
 from data.icl_regression.sampler import evaluation_prompts, sample_prompts, training_examples
 from data.icl_regression.stream import PromptStream
@@ -48,6 +48,7 @@ class Settings(RunSettings, StructureSettings):
     block_size: int = setting(-1, "longest prompt, in tokens; -1: two for each pair (noisy_recall: one)")
     d_model: int = setting(128, "model width")
     n_head: int = setting(8, "number of heads; -1: d_model / d_head")
+    d_head: int = setting(-1, "width of a head; -1: d_model / n_head")
     mlr_rank_list: str = setting("8|4|2|2", "rank of every level, coarse to fine; they add up to the head width")
     training_task: str = setting("linear_regression", f"one of {', '.join(LAYOUTS)}")
     task_sparsity: int = setting(3, "non-zero coefficients of sparse_linear_regression")
@@ -55,19 +56,22 @@ class Settings(RunSettings, StructureSettings):
     task_depth: int = setting(4, "depth of decision_tree")
     task_query_noise: float = setting(0.7, "how far noisy_recall's query is from its x, before it has length 1 again")
     noise_std: float = setting(0.0, "standard deviation of the noise on y")
-    training_num_training_examples: int = setting(32_000_064, "size of the pool of training prompts")
+    training_num_training_examples: int = setting(-1, "size of the pool of training prompts; -1: fresh ones each step")
     batch_size: int = setting(64, "prompts in a step, of all processes together")
-    max_iters: int = setting(500_000, "steps to train for")
-    training_learning_rate: float = setting(1e-3, "peak learning rate at fan-in 768; other widths follow by µP")
+    max_iters: int = setting(500_001, "steps to train for", free=True)
+    training_learning_rate: float = setting(3e-4, "peak learning rate at fan-in 768; other widths follow by µP")
     warmup_iters: int = setting(1_000, "steps of linear warm-up; constant after it")
-    training_curriculum_adaptive_inc: bool = setting(False, "grow dims and points to full size within 6% of the steps")
-    training_curriculum_dims_start: int = setting(-1, "dims at the start; -1: n_dims, no growth")
+    grad_clip: float = setting(0.0, "largest gradient norm; 0: no clipping, as in the original")
+    training_curriculum_adaptive_inc: bool = setting(True, "grow dims and points to full size within the warm-up ratio")
+    training_curriculum_steps: int = setting(-1, "length of training that the growth is planned for; -1: max_iters")
+    training_curriculum_warmup_ratio: float = setting(0.06, "share of these steps in which adaptive growth is to end")
+    training_curriculum_dims_start: int = setting(-1, "dims at the start; -1: 4, or n_dims if that is less")
     training_curriculum_dims_end: int = setting(-1, "dims at the end; -1: n_dims")
-    training_curriculum_dims_inc: int = setting(1, "dims added every interval")
+    training_curriculum_dims_inc: int = setting(-1, "dims added every interval; -1: by the adaptive rule, or 1")
     training_curriculum_dims_interval: int = setting(2_000, "steps between two increases of dims")
-    training_curriculum_points_start: int = setting(-1, "pairs at the start; -1: n_positions, no growth")
+    training_curriculum_points_start: int = setting(-1, "pairs at the start; -1: 8, or n_positions if that is less")
     training_curriculum_points_end: int = setting(-1, "pairs at the end; -1: n_positions")
-    training_curriculum_points_inc: int = setting(2, "pairs added every interval")
+    training_curriculum_points_inc: int = setting(-1, "pairs added every interval; -1: twice what dims grow by")
     training_curriculum_points_interval: int = setting(2_000, "steps between two increases of pairs")
     eval_interval: int = setting(2_500, "steps between two evaluations, each followed by a checkpoint", free=True)
     eval_prompts: int = setting(3_200, "prompts in an evaluation, none from the pool, always the same", free=True)
@@ -106,22 +110,48 @@ class Settings(RunSettings, StructureSettings):
         return self.layout.per_point * self.points if self.block_size == -1 else self.block_size
 
     def curriculum(self):
+        """Growth of dims and points; BadInput where two settings contradict each other."""
         if self.training_task in QUERY_TASKS:
             return self._full_size()
-        if self.training_curriculum_adaptive_inc:
-            return Curriculum.adaptive(self.n_dims, self.points, self.max_iters, self.training_curriculum_dims_interval)
 
-        def ramp(what, full):
-            def value(part):
-                return getattr(self, f"training_curriculum_{what}_{part}")
+        def ramp(what, full, start):
+            def value(part, default=None):
+                given = getattr(self, f"training_curriculum_{what}_{part}")
+                return default if given == -1 and default is not None else given
 
-            start, end = (full if value(part) == -1 else value(part) for part in ("start", "end"))
+            end = value("end", full)
             if end > full:
                 raise BadInput(f"training_curriculum_{what}_end is {end}, a prompt has {full} {what}")
-            sizes = dict(start=start, end=end, inc=value("inc"), interval=value("interval"))
+            sizes = dict(start=value("start", min(start, end)), end=end, inc=value("inc"), interval=value("interval"))
             return {f"{what}_{part}": size for part, size in sizes.items()}
 
-        return Curriculum(**ramp("dims", self.n_dims), **ramp("points", self.points))
+        dims, points = ramp("dims", self.n_dims, DIMS_START), ramp("points", self.points, POINTS_START)
+        inc = self._dims_increment(dims)
+        dims["dims_inc"] = inc if dims["dims_inc"] == -1 else dims["dims_inc"]
+        points["points_inc"] = 2 * dims["dims_inc"] if points["points_inc"] == -1 else points["points_inc"]
+        return Curriculum(**dims, **points)
+
+    def _dims_increment(self, dims):
+        """What dims grow by where training_curriculum_dims_inc does not say it."""
+        if not self.training_curriculum_adaptive_inc:
+            return 1
+        for what in ("dims", "points"):
+            if getattr(self, f"training_curriculum_{what}_inc") != -1:
+                raise BadInput(
+                    f"training_curriculum_{what}_inc is given and training_curriculum_adaptive_inc would compute it; "
+                    "leave it out, or set --training_curriculum_adaptive_inc=False"
+                )
+        if self.training_curriculum_dims_interval != self.training_curriculum_points_interval:
+            raise BadInput(
+                f"training_curriculum_dims_interval {self.training_curriculum_dims_interval} and points_interval "
+                f"{self.training_curriculum_points_interval} differ, adaptive growth has one interval; make them "
+                "equal, or set --training_curriculum_adaptive_inc=False"
+            )
+        steps = self.max_iters if self.training_curriculum_steps == -1 else self.training_curriculum_steps
+        return adaptive_increment(
+            dims["dims_start"], dims["dims_end"], steps, self.training_curriculum_dims_interval,
+            self.training_curriculum_warmup_ratio,
+        )  # fmt: skip
 
     def _full_size(self):
         """The curriculum of a task that has none; BadInput where a setting asks for one."""
@@ -132,7 +162,8 @@ class Settings(RunSettings, StructureSettings):
 
     def pool(self):
         """The keywords that say which examples a step trains on."""
-        return dict(seed=self.seed, batch_size=self.batch_size, pool_size=self.training_num_training_examples)
+        pool_size = None if self.training_num_training_examples == -1 else self.training_num_training_examples
+        return dict(seed=self.seed, batch_size=self.batch_size, pool_size=pool_size)
 
     def task(self):
         """The keywords that make prompts of this task."""
@@ -152,6 +183,11 @@ class InContextRegression(Experiment):
         peak_lr = cfg.training_learning_rate
         where = layout.extra_inputs, layout.predicting
         super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims, *where), peak_lr)
+        if self.run.saved and self.run.saved["curriculum"] != asdict(self.curriculum):
+            raise BadInput(
+                f"{self.run.folder} was trained on another curriculum, planned for another number of steps; "
+                f"resume it with the --training_curriculum_steps (-1: --max_iters) that it began with"
+            )
 
     def inputs(self, step):
         """x, y and what every position weighs in the loss: 1/points where the curriculum has a point.
@@ -210,6 +246,9 @@ class InContextRegression(Experiment):
     def lr_factor(self, step):
         return lr_factor(step, self.cfg.warmup_iters)
 
+    def state(self):
+        return dict(super().state(), curriculum=asdict(self.curriculum))
+
     def step_cost(self, step):
         """The paper charges a token of a shorter prompt what one of a full prompt costs (DESIGN 7)."""
         B, T = self.cfg.batch_size, self.cfg.layout.per_point * self.curriculum.at(step)[1]
@@ -236,7 +275,11 @@ def simple_methods(count, n_points, ridge_alpha, device, **task):
 
 @command
 def main(argv=None):
-    InContextRegression(configure(Settings, argv)).fit()
+    experiment = InContextRegression(configure(Settings, argv))
+    full_from = experiment.curriculum.full_from()
+    if full_from >= experiment.cfg.max_iters > 0:
+        print(f"note: prompts reach their full size at step {full_from}, this run ends at {experiment.cfg.max_iters}")
+    experiment.fit()
 
 
 if __name__ == "__main__":

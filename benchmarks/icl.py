@@ -23,6 +23,7 @@ from training.errors import BadInput
 from training.mup import initialise, param_groups
 from training.together import Pack, packing_refusal
 
+POOL = 32_000_064  # training prompts of the paper
 STRUCTURES = ("low_rank", "bilinear_MLR", "bilinear_BTT")
 COLUMNS = {  # key: (width, format)
     "n_dims": (6, "d"), "d_model": (7, "d"), "token_mixing_struct": (20, "s"), "loop": (10, "s"), "ms": (9, ".2f"),
@@ -57,13 +58,14 @@ class IclSettings(BenchSettings):
     ON_CUDA: ClassVar[tuple] = ("--sizes=16x128|32x256|64x256", "--compile=True", "--repeats=5")
 
     def run_settings(self, n_dims, d_model, structure, out_dir):
-        """The settings of a run of train_ICL.py, its ranks 8|4|2|2 scaled to the width of a head."""
+        """The settings of a run of train_ICL.py at full size, its ranks 8|4|2|2 scaled to the width of a head."""
         width = d_model // self.n_head
         ranks = [width // 2, width // 4, width // 8]
         return train_ICL.Settings(
             out_dir=out_dir, seed=self.seed, device=self.device, dtype=self.dtype, n_dims=n_dims, d_model=d_model,
             n_layer=self.n_layer, n_head=self.n_head, batch_size=self.batch_size, token_mixing_struct=structure,
-            mlr_rank_list="|".join(map(str, [*ranks, width - sum(ranks)])),
+            mlr_rank_list="|".join(map(str, [*ranks, width - sum(ranks)])), training_num_training_examples=POOL,
+            training_curriculum_dims_start=n_dims, training_curriculum_points_start=2 * n_dims,
             compile=self.compile, keep=self.keep, cuda_graph=self.cuda_graph, tf32=self.tf32,
         )  # fmt: skip
 
@@ -151,7 +153,8 @@ def reference(run, device):
             loss = (model(interleave(x, y)).float() - y).square().mean()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        clip_grad_norm_(model.parameters(), run.grad_clip)
+        if run.grad_clip:
+            clip_grad_norm_(model.parameters(), run.grad_clip)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

@@ -6,21 +6,40 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
+IGNORED = -100  # a target that does not count: cross_entropy's default
 BLOCK_STEPS = 16  # whose windows are drawn and copied together
 
 
-def draw_windows(ids, length, *, seed, stream, indices, batch_size, rows=slice(None)):
-    """Windows of `length` consecutive ids, (indices, rows, length) in the type of the corpus.
+def draw_windows(ids, length, *, seed, indices, batch_size, rows=slice(None)):
+    """Random windows of `length` consecutive ids, (indices, rows, length) in the type of the corpus.
 
-    A batch has batch_size of them and is a pure function of (seed, stream, index); `rows` are those asked for.
+    A batch has batch_size of them and is a pure function of (seed, index); `rows` are those asked for.
     """
     bits = np.random.Philox(key=seed)
     rng, state, starts = np.random.Generator(bits), bits.state, []
-    for index in indices:  # as Philox(key=seed, counter=[0, 0, stream, index]), which takes three times as long to make
-        state["state"]["counter"] = np.array([0, 0, stream, index], np.uint64)
+    for index in indices:  # as Philox(key=seed, counter=[0, 0, 0, index]), which takes three times as long to make
+        state["state"]["counter"] = np.array([0, 0, 0, index], np.uint64)
         bits.state = state
         starts.append(rng.integers(len(ids) - length + 1, size=batch_size)[rows])
     return sliding_window_view(ids, length)[np.stack(starts)]
+
+
+def text_windows(ids, length, most):
+    """The windows an evaluation reads: inputs (windows, length) in the type of the corpus, targets int64 of that shape.
+
+    Consecutive windows predict every id but the first exactly once; where the last one is short, its inputs end in
+    zeros and its targets in IGNORED. Of more than `most` windows those are taken that are spread evenly over the text.
+    A function of the text alone, so all runs with one block size are compared on the same text.
+    """
+    starts = np.arange(0, len(ids) - 1, length)
+    if len(starts) > most:
+        starts = starts[np.arange(most) * len(starts) // most]
+    inputs = np.zeros((len(starts), length), ids.dtype)
+    targets = np.full((len(starts), length), IGNORED)
+    for row, start in enumerate(starts):
+        window = ids[start : start + length + 1]
+        inputs[row, : len(window) - 1], targets[row, : len(window) - 1] = window[:-1], window[1:]
+    return inputs, targets
 
 
 def to_device(array, device):

@@ -30,11 +30,14 @@ from plots.records import (
 )
 from plots.style import GREY, label_ends, line_styles, log_ticks, picture, shared_legend, structure_style
 from training.errors import BadInput, command
+from training.settings import DEFAULT_HEAD
 
 
 def head_width(settings):
     """r = d_model / n_head."""
-    return settings["d_head"] if settings["n_head"] == -1 else settings["d_model"] // settings["n_head"]
+    if settings["n_head"] == -1:
+        return DEFAULT_HEAD if settings["d_head"] == -1 else settings["d_head"]
+    return settings["d_model"] // settings["n_head"]
 
 
 def draw(ax, curves, lines):

@@ -127,9 +127,10 @@ def level(n_in, n_out, p, p_out, inner, stride=False, shared=False):
     return right, Transpose(1, p, p_out, inner // p_out), left, Transpose(1, p_out, a, 1)
 
 
-def split_near_sqrt(n):
-    """(n / b, b) with b the smallest divisor of n that is at least sqrt(n); a prime gives (1, n)."""
-    b = next(b for b in range(math.isqrt(n - 1) + 1, n + 1) if n % b == 0) if n > 1 else n
+def split_near_sqrt(n, *, above=False):
+    """(n / b, b), b the smallest divisor of n that is at least sqrt(n), or is above it: 64 gives (8, 8), or (4, 16)."""
+    first = math.isqrt(n) + 1 if above else math.isqrt(n - 1) + 1
+    b = next((b for b in range(first, n + 1) if n % b == 0), n)
     return n // b, b
 
 
@@ -153,11 +154,11 @@ class MLR(MLBTC):
 class BTT(MLBTC):
     """Block Tensor-Train of tt-rank `rank`: n_in = c d, n_out = a b, c blocks d -> b s, then b blocks c s -> a.
 
-    d and b are the smallest divisors of n_in and n_out not below their square roots (DESIGN 4).
+    d and b are the smallest divisors of n_in and n_out above their square roots, as in the paper's code (DESIGN 4).
     """
 
     def __init__(self, n_in, n_out, rank, **options):
-        (c, _), (_, b) = split_near_sqrt(n_in), split_near_sqrt(n_out)
+        (c, _), (_, b) = split_near_sqrt(n_in, above=True), split_near_sqrt(n_out, above=True)
         super().__init__(n_in, n_out, [level(n_in, n_out, c, b, b * rank, stride=True)], **options)
         self.rank = rank
 
@@ -173,8 +174,9 @@ def block_low_rank(n_in, n_out, blocks, rank, **options):
 
 
 def monarch(n, **options):
-    """Monarch of size n: the block tensor-train of tt-rank 1, whose blocks are square."""
-    return BTT(n, n, 1, **options)
+    """Monarch of size n: a block tensor-train of tt-rank 1 whose blocks are square, sqrt(n) of them where n is one."""
+    c, b = split_near_sqrt(n)
+    return MLBTC(n, n, [level(n, n, c, b, b, stride=True)], **options)
 
 
 def kronecker(shape_a, shape_b, **options):

@@ -96,7 +96,7 @@ def capped(weight, d_in, d_out):
 
 
 def bilinear_mlr_scores(x, queries, keys, query_gains, key_gains, n_head, *, divide_by=1, mup=False):
-    """DESIGN 4. queries, keys: one weight a level, (p_l, D / p_l, n_head * r_l); gains: (r_l p_l,) a level."""
+    """DESIGN 4. queries, keys: one weight a level, (p_l, D / p_l, n_head * r_l); gains: (r_l p_l,) a level, or None."""
     total = 0
     for w_q, w_k, gain_q, gain_k in zip(queries, keys, query_gains, key_gains, strict=True):
         p, chunk, out = w_q.shape
@@ -107,7 +107,8 @@ def bilinear_mlr_scores(x, queries, keys, query_gains, key_gains, n_head, *, div
 
             def side(w, gain, h=h, p=p, chunk=chunk, r=r):
                 parts = [x[..., c * chunk : (c + 1) * chunk] @ w[c][:, h * r : (h + 1) * r] for c in range(p)]
-                return layer_norm(torch.cat(parts, -1), gain)
+                features = torch.cat(parts, -1)
+                return features if gain is None else layer_norm(features, gain)
 
             scores.append(side(w_q, gain_q) @ side(w_k, gain_k).mT)
         scale = (r * p) ** -0.5 * (8 * (r * p) ** -0.5 if mup else 1)

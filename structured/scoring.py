@@ -318,6 +318,11 @@ class BilinearMLRScoring(BilinearScoring):
     @staticmethod
     def check(cfg):
         _no_grouped_heads(cfg)
+        if cfg.weighting == "shared":
+            raise BadInput(
+                "bilinear_MLR has levels of features, not of positions: it takes the weightings none and levels "
+                "(mlr_divide_by_num_levels), not shared (mlr_block_divide_by_num_levels)"
+            )
         check_ranks(cfg.ranks, cfg.qk_width, "mlr_rank_list")
         chunks = 2 ** (len(cfg.ranks) - 1)
         if cfg.d_model % chunks:
@@ -336,7 +341,7 @@ class BilinearMLRScoring(BilinearScoring):
             for side in (self.query, self.key):
                 side.append(BlockDiagonal(chunks, cfg.d_model // chunks, r, n_head=cfg.n_head, norm_cap=True))
             for norm in (self.query_norm, self.key_norm):
-                norm.append(nn.LayerNorm(width, bias=False))
+                norm.append(nn.LayerNorm(width, bias=False) if cfg.qk_norm else nn.Identity())
             levels = len(cfg.ranks) if cfg.weighting == "levels" else 1
             self.widths.append(width)
             self.scales.append(width**-0.5 * (8 * width**-0.5 if cfg.scale_mup else 1) / levels)
@@ -362,7 +367,7 @@ class BilinearMLRScoring(BilinearScoring):
     def cost(self, T):
         heads, width = self.cfg.n_head, sum(self.widths)
         both = heads * flops.dense_macs(T, width + self.cfg.d_head)
-        return Cost(both, both, 2 * T * heads * width)
+        return Cost(both, both, 2 * T * heads * width if self.cfg.qk_norm else 0)
 
 
 class BilinearMLBTCScoring(BilinearScoring):
@@ -371,6 +376,13 @@ class BilinearMLBTCScoring(BilinearScoring):
     @staticmethod
     def check(cfg):
         _no_grouped_heads(cfg)
+        if not cfg.qk_norm:
+            raise BadInput(f"{cfg.structure} has the LayerNorm of its keys in its definition: do_qk_ln must be True")
+        if cfg.qk_width != cfg.d_head:
+            raise BadInput(
+                f"{cfg.structure} meets in d_model = {cfg.d_model} features: d_qk_head {cfg.qk_width} is not for it, "
+                "leave it out"
+            )
         with torch.device("meta"):
             BilinearMLBTCScoring.matrix(cfg)
 

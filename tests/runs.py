@@ -31,8 +31,8 @@ TINY_LM = dict(
 )  # fmt: skip
 TINY_ICL = dict(  # 4 dims, 8 pairs, 16 tokens; dims and points grow at steps 2 and 4
     TINY, n_dims=4, batch_size=4, training_num_training_examples=64, eval_prompts=8, training_learning_rate=3e-4,
-    dropout=0.2, mlr_rank_list="4|2|2", training_curriculum_dims_start=2, training_curriculum_dims_interval=2,
-    training_curriculum_points_start=4, training_curriculum_points_interval=2,
+    dropout=0.2, mlr_rank_list="4|2|2", training_curriculum_adaptive_inc=False, training_curriculum_dims_start=2,
+    training_curriculum_dims_interval=2, training_curriculum_points_start=4, training_curriculum_points_interval=2,
 )  # fmt: skip
 
 

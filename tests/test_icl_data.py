@@ -7,7 +7,7 @@ import torch
 
 from data.icl_regression import stream
 from data.icl_regression.baselines import baseline_errors
-from data.icl_regression.curriculum import Curriculum
+from data.icl_regression.curriculum import Curriculum, adaptive_increment
 from data.icl_regression.philox import bits, normal, philox4x32, uniform
 from data.icl_regression.sampler import (
     EVALUATION_SEED,
@@ -346,24 +346,38 @@ def test_bad_pools(batch_size, pool_size):
         training_examples(SEED, 0, batch_size, pool_size)
 
 
+def adaptive(n_dims, steps, dims_start=4):
+    """The curriculum of the adaptive rule at the original's start values."""
+    inc = adaptive_increment(dims_start, n_dims, steps)
+    return Curriculum(dims_start, n_dims, inc, 2000, 8, 2 * n_dims, 2 * inc, 2000)
+
+
 @pytest.mark.parametrize(
     ("n_dims", "steps", "sizes"),
     [  # step -> (dims, points), by hand
         (16, 500_000, {0: (4, 8), 1999: (4, 8), 2000: (5, 10), 23_999: (15, 30), 24_000: (16, 32), 499_999: (16, 32)}),
         (32, 500_000, {2000: (6, 12), 26_000: (30, 60), 28_000: (32, 64)}),
-        (64, 500_000, {2000: (8, 16), 29_999: (60, 120), 30_000: (64, 128)}),
+        (64, 500_001, {2000: (8, 16), 29_999: (60, 120), 30_000: (64, 128)}),
         (128, 500_000, {2000: (13, 26), 26_000: (121, 242), 28_000: (128, 256)}),
         (16, 50_000, {1999: (4, 8), 2000: (16, 32)}),  # 0.06 * 50,000 / 2,000 = 1.5: one raise, by 12
         (8, 33_334, {1999: (4, 8), 2000: (8, 16)}),  # the fewest steps that hold an interval
+        (8, 10, {9: (4, 8), 2000: (8, 16)}),  # fewer still count as one
         (4, 10, {0: (4, 8), 9: (4, 8)}),
-        (3, 10, {0: (3, 6), 9: (3, 6)}),
     ],
 )
 def test_adaptive_curriculum(n_dims, steps, sizes):
-    curriculum = Curriculum.adaptive(n_dims, 2 * n_dims, steps)
+    curriculum = adaptive(n_dims, steps)
     assert {step: curriculum.at(step) for step in sizes} == sizes
-    full = max(1, steps * 6 // 100)
+    full = curriculum.full_from()
+    assert full <= max(2000, 0.06 * steps)
     assert curriculum.at(full) == (n_dims, 2 * n_dims)
+    assert full == 0 or curriculum.at(full - 1) < (n_dims, 2 * n_dims)
+
+
+def test_adaptive_growth_from_other_starts():
+    """From 10 of 64 dims in 15 raises by 4, where from 4 it is 4, too, and from 60 by 1."""
+    assert [adaptive_increment(start, 64, 500_000) for start in (4, 10, 49, 60, 64)] == [4, 4, 1, 1, 1]
+    assert adaptive(64, 500_000, dims_start=60).at(4000) == (62, 12)
 
 
 def test_curriculum_by_hand():
@@ -388,11 +402,18 @@ def test_bad_curriculum(values, message):
         Curriculum(*values)
 
 
-def test_too_few_steps_for_the_adaptive_rule():
-    with pytest.raises(BadInput, match="6% of 33333 steps is less than one interval of 2000; train for at least 33334"):
-        Curriculum.adaptive(16, 32, 33_333)
-    with pytest.raises(BadInput, match="interval"):
-        Curriculum.adaptive(16, 32, 1000, interval=0)
+def test_the_adaptive_rule_needs_an_interval():
+    with pytest.raises(BadInput, match="training_curriculum_dims_interval must be at least 1 step, got 0"):
+        adaptive_increment(4, 16, 1000, interval=0)
+
+
+def test_fresh_prompts_never_come_twice():
+    """Without a pool every step has examples of its own, far beyond any pool."""
+    steps = torch.tensor([0, 1, 7, 10**12])
+    ids = training_examples(SEED, steps, 64)
+    assert ids.flatten().unique().numel() == 4 * 64
+    assert torch.equal(training_examples(SEED, 7, 64), ids[2])
+    assert ids[3, 0] == 64 * 10**12
 
 
 GROWING = Curriculum(2, 6, 2, 5, 3, 12, 3, 7)  # dims every 5 steps, points every 7

@@ -193,7 +193,7 @@ def test_full_rank_btt_is_any_matrix():
     [
         (LowRank(48, 32, 4), 4 * (48 + 32)),
         (MLR(48, 32, (4, 2)), (4 + 2) * (48 + 32)),
-        (BTT(64, 64, 3), 2 * 64**1.5 * 3),
+        (BTT(64, 64, 3), 64 * (4 + 16) * 3),
         (mlbtc.monarch(64), 2 * 64**1.5),
         (mlbtc.kronecker((3, 4), (5, 6)), 12 + 30),
         (mlbtc.butterfly(64), 2 * 64 * 6),
@@ -209,8 +209,12 @@ def test_parameters_and_flops(m, params):
 
 
 def test_btt_splits_near_the_square_root():
-    assert [mlbtc.split_near_sqrt(n) for n in (1, 2, 7, 12, 64, 96, 128, 768)] == [
-        (1, 1), (1, 2), (1, 7), (3, 4), (8, 8), (8, 12), (8, 16), (24, 32),
+    sizes = (1, 2, 7, 12, 16, 64, 96, 128, 256, 768)
+    assert [mlbtc.split_near_sqrt(n) for n in sizes] == [
+        (1, 1), (1, 2), (1, 7), (3, 4), (4, 4), (8, 8), (8, 12), (8, 16), (16, 16), (24, 32),
+    ]  # fmt: skip
+    assert [mlbtc.split_near_sqrt(n, above=True) for n in sizes] == [
+        (1, 1), (1, 2), (1, 7), (3, 4), (2, 8), (4, 16), (8, 12), (8, 16), (8, 32), (24, 32),
     ]  # fmt: skip
 
 

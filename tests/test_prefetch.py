@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from data import windows
-from data.windows import WindowStream, draw_windows
+from data.windows import IGNORED, WindowStream, draw_windows, text_windows
 
 CPU = torch.device("cpu")
 
 
-def definition(ids, T, seed, stream, index, batch_size):
+def definition(ids, T, seed, index, batch_size):
     """One batch, as the first version of train.py drew it."""
-    rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, index]))
+    rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index]))
     starts = rng.integers(len(ids) - T, size=batch_size)
     return ids[starts[:, None] + np.arange(T + 1)]
 
@@ -26,20 +26,44 @@ def test_windows_are_those_of_the_definition(tokens, T, batch_size, dtype, tmp_p
     np.random.default_rng(0).integers(250, size=tokens).astype(dtype).tofile(tmp_path / "train.bin")
     ids = np.memmap(tmp_path / "train.bin", dtype=dtype, mode="r")
     indices = [5, 0, 1, 2**20]
-    got = draw_windows(ids, T + 1, seed=1337, stream=1, indices=indices, batch_size=batch_size)
-    want = np.stack([definition(ids, T, 1337, 1, index, batch_size) for index in indices])
+    got = draw_windows(ids, T + 1, seed=1337, indices=indices, batch_size=batch_size)
+    want = np.stack([definition(ids, T, 1337, index, batch_size) for index in indices])
     assert got.dtype == ids.dtype
     assert type(got) is np.ndarray
     assert np.array_equal(got, want)
     half = dict(batch_size=batch_size, rows=slice(1, 2))
-    assert np.array_equal(draw_windows(ids, T + 1, seed=1337, stream=1, indices=indices, **half), want[:, 1:2])
+    assert np.array_equal(draw_windows(ids, T + 1, seed=1337, indices=indices, **half), want[:, 1:2])
 
 
 def test_the_first_and_the_last_window_can_be_drawn():
     ids = np.arange(20, dtype="u1")
-    drawn = draw_windows(ids, 18, seed=0, stream=0, indices=range(50), batch_size=2)
+    drawn = draw_windows(ids, 18, seed=0, indices=range(50), batch_size=2)
     assert set(drawn[..., 0].flatten().tolist()) == {0, 1, 2}
     assert drawn.max() == 19
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(2, 1), (2, 5), (65, 16), (64, 16), (66, 16), (400, 7)])
+def test_consecutive_windows_predict_every_id_once(tokens, length):
+    """All but the first id, in order; what fills the last window up does not count."""
+    ids = np.random.default_rng(0).integers(250, size=tokens).astype("u1")
+    inputs, targets = text_windows(ids, length, most=1000)
+    assert inputs.dtype == ids.dtype
+    assert inputs.shape == targets.shape == (-(-(tokens - 1) // length), length)
+    counted = targets != IGNORED
+    assert np.array_equal(targets[counted], ids[1:])
+    assert np.array_equal(inputs[counted], ids[:-1])
+    assert not inputs[~counted].any()
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 24])
+def test_fewer_windows_are_spread_evenly(most):
+    ids = np.arange(201, dtype="u1")
+    (every, _), (some, targets) = text_windows(ids, 8, most=25), text_windows(ids, 8, most)
+    rows = [np.flatnonzero((every == window).all(1)).item() for window in some]
+    assert len(rows) == most
+    assert rows[0] == 0
+    assert set(np.diff(rows)) <= {25 // most, 25 // most + 1}
+    assert np.array_equal(targets[:, :-1], some[:, 1:])
 
 
 def test_blocks_are_drawn_ahead_by_a_thread(monkeypatch):
@@ -90,7 +114,7 @@ def test_an_error_of_the_thread_is_raised_at_its_step(monkeypatch):
 @pytest.mark.parametrize("dtype", ["u1", "<u2"])
 def test_blocks_reach_the_gpu_unwaited_for(dtype):
     ids = np.arange(60_000).astype(dtype)
-    draw = dict(seed=0, stream=0, batch_size=4)
+    draw = dict(seed=0, batch_size=4)
     stream = WindowStream(lambda steps: draw_windows(ids, 100, indices=steps, **draw), 100, torch.device("cuda"))
     torch.cuda.set_sync_debug_mode("error")
     try:

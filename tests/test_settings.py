@@ -192,7 +192,7 @@ BOTH = [  # arguments, words of the message
     ([MLR, "--mlr_rank_list=4|4", "--mlr_block_size_list=17|8"], ["block of 17", "1 to block_size = 16"]),
     ([MLR, "--mlr_rank_list=4|4", "--mlr_block_size_list=16|half"], ["mlr_block_size_list is '16|half'"]),
     ([MLR, "--mlr_rank_list=4|2|2", "--block_size=18"], ["3 levels", "multiple of 4", "not 18", "16"]),
-    (["--mlr_divide_by_num_levels=True", "--mlr_block_divide_by_num_levels=True"], ["exclude each other"]),
+    ([MLR, "--mlr_divide_by_num_levels=True", "--mlr_block_divide_by_num_levels=True"], ["exclude each other"]),
     ([BILINEAR, "--mlr_rank_list=4|2|1"], ["(4, 2, 1)", "add up to 7", "8 features"]),
     ([BILINEAR, "--mlr_rank_list=4|2|1|1", "--d_model=12", "--n_head=1", "--d_qk_head=8"], ["d_model 12", "8 chunks"]),
     ([BILINEAR, "--mlr_rank_list=4|2|2", "--n_kv_head=1"], ["no grouped-query form", "n_kv_head 1", "n_head 2"]),
@@ -239,7 +239,14 @@ IN_CONTEXT = [
     (["--training_curriculum_points_end=9"], ["training_curriculum_points_end is 9", "8"]),
     (["--training_curriculum_dims_inc=0"], ["training_curriculum_dims_inc", "at least 1", "got 0"]),
     (["--training_curriculum_points_interval=0"], ["training_curriculum_points_interval", "at least 1", "got 0"]),
-    (["--training_curriculum_adaptive_inc=True", "--n_dims=8"], ["6% of 6 steps", "at least 34 steps"]),
+    (
+        ["--training_curriculum_adaptive_inc=True", "--training_curriculum_dims_inc=2"],
+        ["training_curriculum_dims_inc is given", "--training_curriculum_adaptive_inc=False"],
+    ),
+    (
+        ["--training_curriculum_adaptive_inc=True", "--training_curriculum_points_interval=3"],
+        ["dims_interval 2 and points_interval 3", "make them equal"],
+    ),
     (["--noise_std=-1"], ["noise_std", "-1"]),
     (["--noise_std=1", "--training_task=linear_classification"], ["noise_std", "linear_classification"]),
     (["--task_sparsity=0", "--training_task=sparse_linear_regression"], ["sparsity", "at least 1", "got 0"]),
@@ -446,7 +453,7 @@ def test_bad_checkpoints(damage, init_from, script, run_of, refused):
         ("train.py", dict(batch_size=3), ["batch_size = 2", "batch_size = 3"]),
         ("train.py", dict(token_mixing_struct="bilinear_BTT"), ["'low_rank'", "'bilinear_BTT'"]),
         ("train_ICL.py", dict(n_dims=3, training_curriculum_dims_start=3), ["n_dims = 4", "n_dims = 3"]),
-        ("train_ICL.py", dict(training_curriculum_dims_inc=2), ["dims_inc = 1", "dims_inc = 2"]),
+        ("train_ICL.py", dict(training_curriculum_dims_inc=2), ["dims_inc = -1", "dims_inc = 2"]),
     ],
 )
 def test_a_checkpoint_of_other_settings(script, settings, words, run_of, refused):

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import (
@@ -30,6 +31,7 @@ from runs import (
     timeless,
     write_corpus,
 )
+from torch.nn.functional import cross_entropy
 
 import train
 from data import windows
@@ -44,7 +46,7 @@ RECORD = [
 ]  # fmt: skip
 COUNTED = ["step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"]
 PROGRESS = [*COUNTED, "train/loss", "lr", "grad_norm", "tokens_per_s", "mfu"]
-EVALUATION = [*COUNTED, "val/loss"]
+EVALUATION = [*COUNTED, "val/loss", "val/tokens"]
 
 
 # --- exact resume ---
@@ -218,7 +220,7 @@ def written_at(path):
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(argv, tmp_path):
     """kill -9 while it starts, trains, evaluates or saves, at every step: it ends as the uninterrupted run does."""
-    settings, steps = dict(eval_interval=1, eval_iters=1, log_interval=1), 90
+    settings, steps = dict(eval_interval=1, eval_iters=1, log_interval=1), 120
     began = time.perf_counter()
     train.main(argv(settings, max_iters=steps, out_dir=tmp_path / "whole"))
     a_step = (time.perf_counter() - began) / steps
@@ -623,6 +625,36 @@ def test_the_loss_falls_and_the_first_is_that_of_guessing(argv, tmp_path):
     assert last < first - 1
 
 
+@pytest.mark.parametrize("eval_iters", [2, 1])
+@pytest.mark.parametrize(
+    "change",
+    [dict(seed=1), dict(seed=2), dict(batch_size=5), dict(batch_size=64)],
+    ids=["seed 1", "seed 2", "batches of 5", "one batch"],
+)
+def test_one_validation_text(change, eval_iters, argv, tmp_path, monkeypatch):
+    """The same weights have the same loss whatever the seed and the batches: that of every id of the whole text."""
+    monkeypatch.setattr(train, "EVAL_WINDOWS", 16)  # of the 25 that the text has
+    cfg = configure(train.Settings, argv(change, out_dir=tmp_path, eval_iters=eval_iters))
+    experiment = train.LanguageModelling(cfg)
+    draws = torch.Generator().manual_seed(0)
+    for p in experiment.model.parameters():
+        p.data = 0.1 * torch.randn(p.shape, generator=draws)
+    text, T = torch.from_numpy(np.array(experiment.corpus.val)).long(), cfg.block_size
+    starts = range(0, len(text) - 1, T)
+    starts = [starts[i * len(starts) // 16] for i in range(16)] if eval_iters == 1 else starts
+    experiment.model.eval()
+    with torch.no_grad():
+        got = experiment.evaluate()
+        losses = []
+        for start in starts:
+            x, y = text[start : start + T], text[start + 1 : start + 1 + T]
+            losses.append(cross_entropy(experiment.model(x[None, : len(y)])[0], y, reduction="none"))
+    losses = torch.cat(losses)
+    assert got["val/tokens"] == len(losses)
+    assert len(losses) == (16 * T if eval_iters == 1 else len(text) - 1)
+    assert got["val/loss"] == pytest.approx(losses.double().mean().item(), rel=1e-6)
+
+
 def test_the_best_checkpoint_alone(argv, tmp_path, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 2.0])
     monkeypatch.setattr(train.LanguageModelling, "evaluate", lambda self: {"val/loss": next(losses)})
@@ -700,8 +732,8 @@ def test_every_structure_trains(structure, argv, tmp_path):
 
 PAPER = dict(  # the flags of the paper's language models
     d_model=16, block_size=16, batch_size=2, init_lr=0.01, d_qk_head=8, link_function="softmax", mlr_rank_list="4|2|2",
-    mlr_divide_by_num_levels=False, mlr_block_divide_by_num_levels=True, mha_SP_attn_logits_scaling=False,
-    bilinear_mlr_muP_attn_logits_scaling=True, sliding_block_size=5, gswa_rank_list="4|4", init_from="scratch",
+    mlr_divide_by_num_levels=False, mlr_block_divide_by_num_levels=False, mha_SP_attn_logits_scaling=False,
+    bilinear_mlr_muP_attn_logits_scaling=False, sliding_block_size=5, gswa_rank_list="4|4", init_from="scratch",
     mlr_block_size_list="default", sequential_GSWA_layer_list="MHA|SWA", n_kv_head=2,
 )  # fmt: skip
 
@@ -709,7 +741,7 @@ PAPER = dict(  # the flags of the paper's language models
 @pytest.mark.parametrize(
     "change",
     [
-        dict(token_mixing_struct="multi_level_low_rank"),
+        dict(token_mixing_struct="multi_level_low_rank", mlr_block_divide_by_num_levels=True),
         dict(token_mixing_struct="multi_level_low_rank", mlr_block_size_list="16|7|3", n_kv_head=1),
         dict(token_mixing_struct="low_rank", d_qk_head=12, mha_SP_attn_logits_scaling=True),
         dict(token_mixing_struct="low_rank", link_function="identity", dtype="bfloat16"),

@@ -206,7 +206,7 @@ def test_the_papers_command_with_wandb_offline(tmp_path):
 
 TINY = dict(
     n_layer=2, batch_size=4, max_iters=70, warmup_iters=10, eval_interval=70, eval_prompts=8, log_interval=35,
-    device="cpu", training_curriculum_dims_interval=1,
+    device="cpu", training_curriculum_dims_interval=1, training_curriculum_points_interval=1,
 )  # fmt: skip
 PAPER = dict(  # the flags of the paper's in-context regression
     n_dims=8, n_head=2, d_model=16, mlr_rank_list="4|2|2", mlr_divide_by_num_levels=False,
@@ -254,7 +254,7 @@ def test_in_context_learning_beats_predicting_zero(tmp_path):
     settings = dict(
         n_dims=1, n_positions=8, max_iters=150, eval_interval=150, eval_prompts=256, batch_size=64, dropout=0.0,
         training_num_training_examples=32_000, training_learning_rate=1e-4, d_model=32, n_head=4, mlr_rank_list="4|2|2",
-        training_curriculum_dims_start=-1, training_curriculum_points_start=-1,
+        training_curriculum_dims_start=1, training_curriculum_points_start=8,
     )  # fmt: skip
     train_ICL.main(argv(settings, out_dir=tmp_path, log_interval=100))
     last = metrics(tmp_path)[-1]

@@ -8,10 +8,31 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from model import ModelConfig
-from structured import ScoringConfig
+from structured import STRUCTURES, ScoringConfig
 from training.configurator import parse_list, require_at_least, setting
 from training.devices import COMPILE_MODES
 from training.errors import BadInput
+
+DEFAULT_HEAD = 64  # the paper's language models
+PROJECTED = (
+    "low_rank", "low_rank_with_sliding_window", "low_rank_with_gswa", "low_rank_with_sequential_gswa",
+    "multi_level_low_rank",
+)  # fmt: skip
+ONLY_FOR = {  # setting: (the value that every structure takes, the structures that take others)
+    "d_qk_head": (-1, (*PROJECTED, "bilinear_MLR")),
+    "do_qk_ln": (True, (*PROJECTED, "bilinear_MLR")),
+    "mha_SP_attn_logits_scaling": (False, PROJECTED[:-1]),
+    "mlr_divide_by_num_levels": (False, ("multi_level_low_rank", "bilinear_MLR")),
+    "mlr_block_divide_by_num_levels": (False, ("multi_level_low_rank",)),
+    "mlr_block_size_list": ("default", ("multi_level_low_rank",)),
+    "bilinear_mlr_muP_attn_logits_scaling": (False, ("bilinear_MLR",)),
+    "bilinear_btt_muP_attn_logits_scaling": (False, ("bilinear_BTT", "bilinear_MLBTC")),
+    "btt_tt_rank": (1, ("bilinear_BTT", "bilinear_MLBTC")),
+    "mlbtc_family": ("btt", ("bilinear_MLBTC",)),
+    "mlbtc_levels": ("", ("bilinear_MLBTC",)),
+    "mlbtc_rank": (1, ("bilinear_MLBTC",)),
+    "mlbtc_blocks": (1, ("bilinear_MLBTC",)),
+}  # the paper's commands give mlr_rank_list, sliding_block_size and gswa_rank_list to every structure
 
 
 @dataclass
@@ -21,13 +42,13 @@ class StructureSettings:
     n_layer: int = setting(6, "number of blocks")
     n_head: int = setting(-1, "number of heads; -1: d_model / d_head")
     d_model: int = setting(768, "model width")
-    d_head: int = setting(64, "width of a head where n_head is -1")
+    d_head: int = setting(-1, "width of a head; -1: d_model / n_head, or 64 where n_head is -1, too")
     d_qk_head: int = setting(-1, "width of a head's queries and keys; -1: that of its values")
     n_kv_head: int = setting(-1, "number of key and value heads (grouped-query attention); -1: n_head")
     block_size: int = setting(1024, "longest sequence, in tokens")
     dropout: float = setting(0.0, "dropout probability")
     bias: bool = setting(False, "biases in linear layers and LayerNorms")
-    do_qk_ln: bool = setting(True, "LayerNorm on the queries and keys of every head (the bilinear ones always have it)")
+    do_qk_ln: bool = setting(True, "LayerNorm on the queries and keys of every head; bilinear BTT and MLBTC need it")
     mha_SP_attn_logits_scaling: bool = setting(False, "standard and window attention: scale 1/sqrt(r), not the µP 8/r")
     mlr_rank_list: str = setting("32|8|6|4|4|4|4|2", "rank of every level, coarse to fine; they sum to the head width")
     mlr_block_size_list: str = setting("default", "block length of every level; default: halved level by level")
@@ -48,8 +69,7 @@ class StructureSettings:
     def model_config(self, *, block_size=None, causal=True):
         """The typed configuration; raises BadInput for one that cannot be."""
         chosen = self.token_mixing_struct
-        if self.n_head == -1 and (self.d_head < 1 or self.d_model % self.d_head):
-            raise BadInput(f"d_model {self.d_model} is not a multiple of d_head {self.d_head}")
+        self._refuse_foreign()
         if self.mlr_divide_by_num_levels and self.mlr_block_divide_by_num_levels:
             raise BadInput("mlr_divide_by_num_levels and mlr_block_divide_by_num_levels exclude each other")
 
@@ -65,7 +85,7 @@ class StructureSettings:
         scoring = ScoringConfig(
             structure=chosen,
             d_model=self.d_model,
-            n_head=self.d_model // self.d_head if self.n_head == -1 else self.n_head,
+            n_head=self._heads(),
             block_size=self.block_size if block_size is None else block_size,
             n_kv_head=self._or_none("n_kv_head"),
             d_qk_head=self._or_none("d_qk_head"),
@@ -90,6 +110,31 @@ class StructureSettings:
             backend=self.attention_backend,
         )
         return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)
+
+    def _refuse_foreign(self):
+        """BadInput for a setting that the chosen structure cannot obey."""
+        for name, (everywhere, structures) in ONLY_FOR.items():
+            value = getattr(self, name)
+            if value != everywhere and self.token_mixing_struct in STRUCTURES.keys() - {*structures}:
+                raise BadInput(
+                    f"{name} is {value}, {self.token_mixing_struct} takes {everywhere!r} only; "
+                    f"other values are for {', '.join(structures)}"
+                )
+
+    def _heads(self):
+        """Number of heads, from n_head, d_head or both, which then have to agree."""
+        n_head = self._or_none("n_head")
+        d_head = self._or_none("d_head") or (DEFAULT_HEAD if n_head is None else None)
+        if d_head is None:
+            return n_head
+        if self.d_model % d_head:
+            raise BadInput(f"d_model {self.d_model} is not a multiple of d_head {d_head}")
+        if n_head is not None and n_head * d_head != self.d_model:
+            raise BadInput(
+                f"n_head {n_head} heads of d_head {d_head} are {n_head * d_head} wide, d_model is {self.d_model}; "
+                "give one of the two and leave the other at -1"
+            )
+        return self.d_model // d_head
 
     def _or_none(self, name):
         """-1 on the command line is "work it out"."""

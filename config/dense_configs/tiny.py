@@ -19,5 +19,5 @@ min_lr = 1e-4
 max_iters = 2_000
 beta2 = 0.99
 eval_interval = 250
-eval_iters = 20
+eval_iters = 8
 log_interval = 100

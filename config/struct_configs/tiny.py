@@ -16,5 +16,5 @@ gradient_accumulation_steps = 1
 warmup_iters = 100
 max_iters = 600
 eval_interval = 100
-eval_iters = 20
+eval_iters = 5
 log_interval = 20

@@ -1,11 +1,12 @@
 """How many coordinates and points a training prompt has, as a pure function of the step."""
 
+import math
 from dataclasses import dataclass
 
 from training.errors import BadInput
 
-DIMS_START, POINTS_START, INTERVAL = 4, 8, 2000
-RAMP_PERCENT = 6  # the adaptive rule reaches the full size within this part of the steps
+DIMS_START, POINTS_START, INTERVAL, WARMUP_RATIO = 4, 8, 2000, 0.06  # the original's defaults
+RAMPS = ("dims", "points")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Curriculum:
     points_interval: int
 
     def __post_init__(self):
-        for what in ("dims", "points"):
+        for what in RAMPS:
             start, end, inc, interval = self._ramp(what)
             name = f"training_curriculum_{what}"
             if not 1 <= start <= end:
@@ -35,32 +36,6 @@ class Curriculum:
                 raise BadInput(f"{name}_interval must be at least 1 step, got {interval}")
             if inc < 1 and start < end:
                 raise BadInput(f"{name}_inc must be at least 1 to grow from {start} to {end}, got {inc}")
-
-    @classmethod
-    def adaptive(cls, n_dims, n_points, steps, interval=INTERVAL):
-        """The curriculum of `training_curriculum_adaptive_inc`: full dims within the first 6% of `steps`.
-
-        Dims go from 4 to n_dims by inc and points from 8 to n_points by 2 inc, both every `interval` steps, with inc
-        the smallest integer such that 4 + inc * floor(0.06 * steps / interval) >= n_dims. A prompt smaller than the
-        start begins at its full size. Raises BadInput if 6% of `steps` hold no interval and dims have to grow.
-        """
-        if interval < 1:
-            raise BadInput(f"training_curriculum_dims_interval must be at least 1 step, got {interval}")
-        dims_start = min(DIMS_START, n_dims)
-        raises = RAMP_PERCENT * steps // (100 * interval)
-        if raises == 0 and dims_start < n_dims:
-            needed = -(-100 * interval // RAMP_PERCENT)
-            raise BadInput(
-                f"training_curriculum_adaptive_inc grows dims from {dims_start} to {n_dims} in the first "
-                f"{RAMP_PERCENT}% of training, but {RAMP_PERCENT}% of {steps} steps is less than one interval of "
-                f"{interval}; train for at least {needed} steps, or set training_curriculum_adaptive_inc=False and the "
-                f"start, inc and interval of dims and points (start = end: no curriculum)"
-            )
-        inc = -(-(n_dims - dims_start) // max(1, raises))  # rounded up
-        return cls(
-            dims_start=dims_start, dims_end=n_dims, dims_inc=inc, dims_interval=interval,
-            points_start=min(POINTS_START, n_points), points_end=n_points, points_inc=2 * inc, points_interval=interval,
-        )  # fmt: skip
 
     def at(self, step):
         """(dims, points) of the prompts at `step`, counted from 0."""
@@ -72,3 +47,20 @@ class Curriculum:
 
     def _ramp(self, what):
         return tuple(getattr(self, f"{what}_{part}") for part in ("start", "end", "inc", "interval"))
+
+    def full_from(self):
+        """The first step whose prompts have dims_end dims and points_end points."""
+        return max(-(-(end - start) // max(1, inc)) * interval for start, end, inc, interval in map(self._ramp, RAMPS))
+
+
+def adaptive_increment(start, end, steps, interval=INTERVAL, ratio=WARMUP_RATIO):
+    """By how much dims grow every `interval` steps so that they are full within the first `ratio` of `steps`.
+
+    The original's rule (`training_curriculum_adaptive_inc`): the smallest inc of at least 1 with
+    start + inc * n >= end, where n = floor(ratio * steps / interval), at least 1. Points grow by twice as much. Raises
+    BadInput for an interval below 1.
+    """
+    if interval < 1:
+        raise BadInput(f"training_curriculum_dims_interval must be at least 1 step, got {interval}")
+    raises = max(1, math.floor(ratio * steps / interval))
+    return max(1, -(-(end - start) // raises))

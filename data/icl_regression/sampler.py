@@ -78,10 +78,11 @@ def _prompts(task, seed, examples, n_dims, n_points, dims, noise_std, options):
     return x, y
 
 
-def training_examples(seed, step, batch_size, pool_size, device=None):
+def training_examples(seed, step, batch_size, pool_size=None, device=None):
     """The examples of training steps: int64 (*step.shape, batch_size) in [0, pool_size), all different within a step.
 
-    A pure function of (seed, step). Each epoch is a keyed permutation of the pool, cut into pool_size // batch_size
+    A pure function of (seed, step). Without a pool every step has examples of its own, numbered on and on, so that no
+    prompt ever comes twice. Each epoch is a keyed permutation of the pool, cut into pool_size // batch_size
     batches; the remainder (other examples each epoch) is left out, so no batch straddles two epochs. Within an epoch no
     example comes twice. The original draws each batch afresh (distinct inside a batch, repeated between batches), which
     in 500,000 steps of 64 from 32,000,064 sees 63% of the pool; ours repeats none.
@@ -89,12 +90,14 @@ def training_examples(seed, step, batch_size, pool_size, device=None):
     step: int, or an int64 tensor on `device`, of one step (which a captured CUDA graph can read anew) or of many: a
     thousand steps take little longer than one. Raises BadInput unless 1 <= batch_size <= pool_size <= 2^62.
     """
+    step = torch.zeros((), dtype=torch.int64, device=device) + step
+    if pool_size is None:
+        return step[..., None] * batch_size + torch.arange(batch_size, device=device)
     if not 1 <= batch_size <= pool_size <= 2**62:
         raise BadInput(
             f"a batch of {batch_size} different examples needs a pool of at least that many (and at most 2^62), "
             f"training_num_training_examples = {pool_size}"
         )
-    step = torch.zeros((), dtype=torch.int64, device=device) + step
     steps_per_epoch = pool_size // batch_size
     keys = bits(seed, (step // steps_per_epoch).flatten(), Purpose.ORDER, 4 * PERMUTATION_ROUNDS)
     places = (step % steps_per_epoch * batch_size).view(-1, 1) + torch.arange(batch_size, device=device)

@@ -31,10 +31,9 @@ WIDTHS = {  # n_dims: d_model
     16: (32, 64, 128, 256), 32: (64, 128, 256, 512), 64: (128, 256, 512), 128: (256, 512, 1024),
 }  # fmt: skip
 RATES = (1e-4, 5e-5)
-SP = "--mha_SP_attn_logits_scaling=True"
 STRUCTURES = {  # name: (config files and flags on top of the paper's, number of heads)
-    "standard": ([SP], N_HEAD),
-    "standard_1head": ([SP], 1),
+    "standard": ([f"{CONFIG}/standard.py"], N_HEAD),
+    "standard_1head": ([f"{CONFIG}/standard.py"], 1),
     "bilinear_mlr": ([f"{CONFIG}/bilinear_mlr.py"], N_HEAD),
     "bilinear_btt": ([f"{CONFIG}/bilinear_btt.py"], N_HEAD),
 }
