@@ -55,6 +55,7 @@ def draw_steps(ax, runs):
     draw_curves(ax, curves, markers=lambda n: [n - 1], lines=lines | {"": "-"})
     draw_baselines(ax, runs)
     ax.set(xlabel="training steps", ylabel="squared error at the query")
+    ax.locator_params(axis="x", nbins=5)
     ax.get_figure(root=True).legend(
         handles=[look_of(curve, lines) for curve in curves], ncols=2, loc="outside lower center", handlelength=2.6
     )
@@ -100,17 +101,17 @@ def draw_baselines(ax, runs):
 
 
 def summary(recall, lm):
-    """The table: every method of the recall task, and the language models at equal steps and at equal CPU time."""
+    """The table: every method of the recall task, and the language models at equal steps and at equal time."""
     simple = reversed(baselines(recall).items())
     rows = [[name.replace("_", " "), f"{errors[-1]:.3f}", "", "", ""] for name, errors in simple]
     for curve in learning_curves(recall, "eval/last", "step"):
         name = f"{STRUCTURES[curve.structure][0]}, {heads(curve.settings)}"
         rows.append([name, *reached([run.final("eval/last") for run in curve.runs]), *cost(curve)])
-    text = table(["noisy recall: squared error", "mean", "range", "steps", "CPU s"], rows)
+    text = table(["noisy recall: squared error", "mean", "range", "steps", "seconds"], rows)
     curves = learning_curves(lm, LM_LOSS, "step")
     steps, seconds = min(c.steps[-1] for c in curves), min(run.seconds for run in lm)
     rows = []
-    for x, at, words in (("step", steps, f"{steps:,} steps"), ("seconds", seconds, f"{seconds:.0f} CPU s")):
+    for x, at, words in (("step", steps, f"{steps:,} steps"), ("seconds", seconds, f"{seconds:.0f} s")):
         for curve in curves:
             rows.append([f"{STRUCTURES[curve.structure][0]} after {words}", *reached(losses_at(curve.runs, x, at))])
     return f"{text}\n\n{table(['language model: validation loss', 'mean', 'range'], rows)}"
