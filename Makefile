@@ -1,4 +1,4 @@
-# `make demo` shows both effects of the paper in a few minutes on two CPU cores; `make test` runs the tests;
+# `make demo` shows what narrow heads cannot do in a few minutes on two CPU cores; `make test` runs the tests;
 # `make figures` and `make tables` make the pictures and the tables of results/ and README.md again from the records.
 # Each makes its own virtual environment in .venv first. PYTHON chooses the interpreter (3.11 or newer).
 

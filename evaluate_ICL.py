@@ -76,7 +76,8 @@ def load_model(out_dir, device="cpu"):
     if "training_task" not in saved["settings"]:
         raise BadInput(f"{path} is no run of train_ICL.py: its settings name no training_task")
     trained = TrainSettings(**saved["settings"])
-    model = InContextRegressor(trained.model_config(block_size=trained.tokens), trained.n_dims).to(device)
+    model_cfg, layout = trained.model_config(block_size=trained.tokens), trained.layout
+    model = InContextRegressor(model_cfg, trained.n_dims, layout.extra_inputs, layout.predicting).to(device)
     load_weights(model, saved["model"], path)
     return model.eval(), trained, saved["step"]
 

@@ -225,22 +225,25 @@ def draw(logits, temperature, top_k, generator):
 class InContextRegressor(Head):
     """In-context regression: tokens x_1, y_1, x_2, y_2, ... (B, 2 points, n_dims) -> predictions of y (B, points).
 
-    The prediction of y_i is read off the token of x_i, which sees the i - 1 examples before it.
+    The prediction of y_i is read off the token of x_i, which sees the i - 1 examples before it. Another layout of the
+    prompt (data/icl_regression/layouts.py) has tokens of n_dims + extra_inputs numbers and is read off `predicting`.
     """
 
-    def __init__(self, cfg, n_dims):
+    def __init__(self, cfg, n_dims, extra_inputs=0, predicting=slice(None, None, 2)):
         super().__init__(cfg)
+        self.predicting = predicting
         d_model = cfg.scoring.d_model
-        self.read_in = Linear(n_dims, d_model, role="embedding", bias=cfg.bias)
+        self.read_in = Linear(n_dims + extra_inputs, d_model, role="embedding", bias=cfg.bias)
         self.read_out = Linear(d_model, 1, role="output", bias=cfg.bias)
 
     def forward(self, tokens):
-        return self.read_out(self.trunk(self.read_in(tokens))[:, ::2]).squeeze(-1)
+        return self.read_out(self.trunk(self.read_in(tokens))[:, self.predicting]).squeeze(-1)
 
     def compute(self, T):
         executed, paper = self.trunk.macs(T)
         ends = T * self.read_in.macs
-        return Compute(executed + ends + T // 2 * self.read_out.macs, executed, paper + ends + T * self.read_out.macs)
+        read = len(range(T)[self.predicting]) * self.read_out.macs
+        return Compute(executed + ends + read, executed, paper + ends + T * self.read_out.macs)
 
 
 class Forecaster(Head):

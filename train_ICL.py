@@ -3,23 +3,27 @@
     python train_ICL.py config/icl_configs/tiny.py config/icl_configs/tiny_bilinear_btt.py
     python train_ICL.py config/icl_configs/paper.py --n_dims=16 --d_model=128 --token_mixing_struct=bilinear_BTT
 
-A prompt is x_1, y_1, x_2, y_2, ..; the model predicts every y_i from what came before it. From top to bottom: the
-settings, what a loss and an evaluation are. Prompts come from data/icl_regression, the loop is training/loop.py. On one
-GPU a step is a CUDA graph (training/capture.py); on the CPU, in float16 and with several processes it is run as it is.
+A prompt is x_1, y_1, x_2, y_2, ..; the model predicts every y_i from what came before it. In noisy_recall it is pairs
+and a query, one token each, and the model predicts at the query alone (data/icl_regression/layouts.py). From top to
+bottom: the settings, what a loss and an evaluation are. Prompts come from data/icl_regression, the loop is
+training/loop.py. On one GPU a step is a CUDA graph (training/capture.py); on the CPU, in float16 and with several
+processes it is run as it is.
 """
 
 import functools
+import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
 
-from data.icl_regression.baselines import baseline_errors
+from data.icl_regression.baselines import baseline_errors, recall_errors
 from data.icl_regression.curriculum import DIMS_START, POINTS_START, Curriculum, adaptive_increment
-from data.icl_regression.sampler import evaluation_prompts, interleave, sample_prompts, training_examples
+from data.icl_regression.layouts import LAYOUTS
+from data.icl_regression.sampler import evaluation_prompts, sample_prompts, training_examples
 from data.icl_regression.stream import PromptStream
-from data.icl_regression.tasks import TASKS
+from data.icl_regression.tasks import QUERY_TASKS
 from model import InContextRegressor
 from training.configurator import configure, setting
 from training.errors import BadInput, command
@@ -31,6 +35,7 @@ TASK_OPTIONS = {  # task: its own settings
     "sparse_linear_regression": ("sparsity",),
     "relu_2nn_regression": ("hidden",),
     "decision_tree": ("depth",),
+    "noisy_recall": ("query_noise",),
 }
 
 
@@ -39,16 +44,17 @@ class Settings(RunSettings, StructureSettings):
     """Train a transformer on in-context regression. Config files and flags, the later one winning."""
 
     n_dims: int = setting(16, "dimension d of x")
-    n_positions: int = setting(-1, "pairs in a prompt; -1: 2 n_dims")
-    block_size: int = setting(-1, "longest prompt, in tokens; -1: two for each pair")
+    n_positions: int = setting(-1, "pairs in a prompt, noisy_recall's query one of them; -1: 2 n_dims")
+    block_size: int = setting(-1, "longest prompt, in tokens; -1: two for each pair (noisy_recall: one)")
     d_model: int = setting(128, "model width")
     n_head: int = setting(8, "number of heads; -1: d_model / d_head")
     d_head: int = setting(-1, "width of a head; -1: d_model / n_head")
     mlr_rank_list: str = setting("8|4|2|2", "rank of every level, coarse to fine; they add up to the head width")
-    training_task: str = setting("linear_regression", f"one of {', '.join(TASKS)}")
+    training_task: str = setting("linear_regression", f"one of {', '.join(LAYOUTS)}")
     task_sparsity: int = setting(3, "non-zero coefficients of sparse_linear_regression")
     task_hidden: int = setting(100, "hidden units of relu_2nn_regression")
     task_depth: int = setting(4, "depth of decision_tree")
+    task_query_noise: float = setting(0.7, "how far noisy_recall's query is from its x, before it has length 1 again")
     noise_std: float = setting(0.0, "standard deviation of the noise on y")
     training_num_training_examples: int = setting(-1, "size of the pool of training prompts; -1: fresh ones each step")
     batch_size: int = setting(64, "prompts in a step, of all processes together")
@@ -84,23 +90,29 @@ class Settings(RunSettings, StructureSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.training_task not in TASKS:
-            raise BadInput(f"no task '{self.training_task}', there are {', '.join(TASKS)}")
+        if self.training_task not in LAYOUTS:
+            raise BadInput(f"no task '{self.training_task}', there are {', '.join(LAYOUTS)}")
         if self.points < 1:
             raise BadInput(f"n_positions is {self.n_positions}, a prompt has at least 1 pair")
-        if self.tokens < 2 * self.points:
-            raise BadInput(f"block_size {self.block_size} does not hold {self.points} pairs, two tokens each")
+        if self.tokens < (needed := self.layout.per_point * self.points):
+            raise BadInput(f"block_size {self.block_size} does not hold {self.points} pairs, {needed} tokens")
 
     @property
     def points(self):
         return 2 * self.n_dims if self.n_positions == -1 else self.n_positions
 
     @property
+    def layout(self):
+        return LAYOUTS[self.training_task]
+
+    @property
     def tokens(self):
-        return 2 * self.points if self.block_size == -1 else self.block_size
+        return self.layout.per_point * self.points if self.block_size == -1 else self.block_size
 
     def curriculum(self):
         """Growth of dims and points; BadInput where two settings contradict each other."""
+        if self.training_task in QUERY_TASKS:
+            return self._full_size()
 
         def ramp(what, full, start):
             def value(part, default=None):
@@ -141,6 +153,13 @@ class Settings(RunSettings, StructureSettings):
             self.training_curriculum_warmup_ratio,
         )  # fmt: skip
 
+    def _full_size(self):
+        """The curriculum of a task that has none; BadInput where a setting asks for one."""
+        for what, part in itertools.product(("dims", "points"), ("start", "end")):
+            if getattr(self, name := f"training_curriculum_{what}_{part}") != -1:
+                raise BadInput(f"{self.training_task} has no curriculum; leave {name} out")
+        return Curriculum(self.n_dims, self.n_dims, 0, 1, self.points, self.points, 0, 1)
+
     def pool(self):
         """The keywords that say which examples a step trains on."""
         pool_size = None if self.training_num_training_examples == -1 else self.training_num_training_examples
@@ -153,16 +172,17 @@ class Settings(RunSettings, StructureSettings):
 
 
 class InContextRegression(Experiment):
-    """Mean squared error over all positions of a prompt; predicting zero costs 1."""
+    """Mean squared error over all predictions of a prompt; predicting zero costs 1."""
 
     def __init__(self, cfg):
-        self.curriculum = cfg.curriculum()
+        self.curriculum, layout = cfg.curriculum(), cfg.layout
         # refuse a pool that is too small and a task that cannot be
         examples = training_examples(step=0, **cfg.pool())
-        sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=1, **cfg.task())
+        sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=cfg.points, **cfg.task())
         model_cfg = cfg.model_config(block_size=cfg.tokens)
         peak_lr = cfg.training_learning_rate
-        super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims), peak_lr)
+        where = layout.extra_inputs, layout.predicting
+        super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims, *where), peak_lr)
         if self.run.saved and self.run.saved["curriculum"] != asdict(self.curriculum):
             raise BadInput(
                 f"{self.run.folder} was trained on another curriculum, planned for another number of steps; "
@@ -182,12 +202,13 @@ class InContextRegression(Experiment):
     def prompts(self):
         cfg = self.cfg
         full_points = cfg.points if self.fixed_shapes else None
-        where = dict(rows=self.share.rows, full_points=full_points, device=self.device)
+        where = dict(rows=self.share.rows, full_points=full_points, device=self.device, predicted=cfg.layout.predicted)
         return PromptStream(self.curriculum, cfg.pool(), cfg.task(), cfg.max_iters, **where)
 
     def losses(self, network, x, y, weight):
-        error = (network(interleave(x, y)).float() - y).square()
-        return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (y.square().mean(0) * weight).sum()}
+        target = y[:, self.cfg.layout.predicted]
+        error = (network(self.cfg.layout.tokens(x, y)).float() - target).square()
+        return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (target.square().mean(0) * weight).sum()}
 
     def summary(self, means):
         dims, points = self.curriculum.at(self.step - 1)
@@ -196,13 +217,14 @@ class InContextRegression(Experiment):
 
     def evaluate(self):
         """Squared error by number of examples seen, at full size, on prompts that are not in the pool."""
-        cfg = self.cfg
+        cfg, layout = self.cfg, self.cfg.layout
         firsts = range(0, cfg.eval_prompts, cfg.eval_batch_size)
-        errors = torch.zeros(len(firsts), cfg.points, dtype=torch.float64, device=self.device)  # summed over prompts
+        shape = len(firsts), layout.count(cfg.points)
+        errors = torch.zeros(shape, dtype=torch.float64, device=self.device)  # summed over prompts
         for i in self.world.part(len(firsts)):
             x, y = self.evaluation_batch(firsts[i])
             with self.context():
-                errors[i] = (self.network(interleave(x, y)).double() - y).square().sum(0)
+                errors[i] = (self.network(layout.tokens(x, y)).double() - y[:, layout.predicted]).square().sum(0)
         error = (self.world.collect(errors).sum(0) / cfg.eval_prompts).tolist()
         return {"eval_pointwise/loss": error, "eval/last": error[-1], "baselines": self.baselines}
 
@@ -218,8 +240,8 @@ class InContextRegression(Experiment):
 
     def headline(self, metrics):
         last = {name: errors[-1] for name, errors in metrics["baselines"].items()}
-        words = f"error after {self.cfg.points - 1} examples {metrics['eval/last']:.4f}"
-        return f"{words} (zero {last['zero']:.3f}, least squares {last['least_squares']:.2g})", metrics["eval/last"]
+        words, best = f"error after {self.cfg.points - 1} examples {metrics['eval/last']:.4f}", next(iter(last))
+        return f"{words} (zero {last['zero']:.3f}, {best.replace('_', ' ')} {last[best]:.2g})", metrics["eval/last"]
 
     def lr_factor(self, step):
         return lr_factor(step, self.cfg.warmup_iters)
@@ -229,7 +251,7 @@ class InContextRegression(Experiment):
 
     def step_cost(self, step):
         """The paper charges a token of a shorter prompt what one of a full prompt costs (DESIGN 7)."""
-        B, T = self.cfg.batch_size, 2 * self.curriculum.at(step)[1]
+        B, T = self.cfg.batch_size, self.cfg.layout.per_point * self.curriculum.at(step)[1]
         cost, full = self.cost(T), self.cost(self.cfg.tokens)
         return Counter(
             tokens=B * T,
@@ -247,7 +269,8 @@ def simple_methods(count, n_points, ridge_alpha, device, **task):
         n = min(64, count - first)
         parts.append(evaluation_prompts(first=first, count=n, n_points=n_points, device=device, **task))
     x, y = (torch.cat(same) for same in zip(*parts, strict=True))
-    return {name: errors.tolist() for name, errors in baseline_errors(x, y, ridge_alpha).items()}
+    found = recall_errors(x, y) if task["task"] in QUERY_TASKS else baseline_errors(x, y, ridge_alpha)
+    return {name: errors.tolist() for name, errors in found.items()}
 
 
 @command

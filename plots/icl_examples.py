@@ -14,11 +14,15 @@ from matplotlib.ticker import MaxNLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.icl_regression.tasks import QUERY_TASKS
 from plots.records import ICL_SIZES, arguments, by_kind, by_setting, check_same, final_table, read_runs, tuned
 from plots.style import GREY, draw_curves, label_ends, legend, line_styles, log_ticks, picture, shared_legend
 from training.errors import BadInput, command
 
-TASK = ("n_dims", "n_positions", "training_task", "noise_std", "task_sparsity", "task_hidden", "task_depth")
+TASK = (
+    "n_dims", "n_positions", "training_task", "noise_std", "task_sparsity", "task_hidden", "task_depth",
+    "task_query_noise",
+)  # fmt: skip
 BASELINES = {  # key in the record: words
     "least_squares": "least squares",
     "ridge": "ridge",
@@ -34,6 +38,8 @@ def draw(ax, curves, lines=None, with_legend=True):
     """The last evaluation of every curve, and the baselines in grey."""
     runs = [run for curve in curves for run in curve.runs]
     check_same(runs, (*TASK, "eval_prompts", "ridge_alpha"))
+    if (task := runs[0].settings["training_task"]) in QUERY_TASKS:
+        raise BadInput(f"{task} is measured at its query alone; plots/icl_compute.py and plots/icl_width.py draw it")
     for curve in curves:
         steps, errors = zip(*(run.last("eval_pointwise/loss") for run in curve.runs), strict=True)
         curve.steps = [min(steps)]

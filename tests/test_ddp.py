@@ -121,14 +121,19 @@ def test_two_processes_equal_one(change, argv, tmp_path):
     assert out[1] == ""
 
 
-@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "shards"])
-def test_two_processes_equal_one_in_context(fsdp, tmp_path):
+RECALL = dict(training_task="noisy_recall", training_curriculum_dims_start=-1, training_curriculum_points_start=-1)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "task"), [(False, {}), (True, {}), (False, RECALL)], ids=["whole", "shards", "noisy_recall"]
+)
+def test_two_processes_equal_one_in_context(fsdp, task, tmp_path):
     """Growing prompts; each process takes half of them, and one of three batches of the evaluation more or less.
 
     At a small rate: with nothing clipped, roundings would otherwise grow beyond the tolerance in six steps.
     """
     slow = dict(training_learning_rate=3e-5)
-    argv = functools.partial(flags, TINY_ICL, slow, dropout=0.0, eval_batch_size=3)
+    argv = functools.partial(flags, TINY_ICL, slow, task, dropout=0.0, eval_batch_size=3)
     train_ICL.main(argv(out_dir=tmp_path / "one"))
     said = tmp_path / "said"
     status, _, err = together(2, argv(fsdp=fsdp, out_dir=tmp_path / "two"), said, nothing, script="train_ICL.py")

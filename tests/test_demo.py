@@ -1,4 +1,4 @@
-"""The demo from end to end at tiny size: five runs, a table, a sample of text, two pictures; and sample.py's errors."""
+"""The demo from end to end at tiny size: eight runs, tables, a sample of text, pictures; and what sample.py refuses."""
 
 import json
 import sys
@@ -25,9 +25,9 @@ SHORT = {
 
 
 def test_the_demo_at_tiny_size(tmp_path, monkeypatch, capfd):
-    runs = {name: (label, [*command, *SHORT[command[0]]]) for name, (label, command) in demo.RUNS.items()}
+    runs = {name: [*command, *SHORT[command[0]]] for name, command in demo.RUNS.items()}
     write_corpus(tmp_path / "pydocs", tokens=2000)
-    for _, command in runs.values():
+    for command in runs.values():
         if command[0] == "train.py":
             command.append(f"--data_dir={tmp_path}")
     sleep = time.sleep
@@ -37,13 +37,15 @@ def test_the_demo_at_tiny_size(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     demo.main([f"--out_dir={tmp_path / 'out'}", "--seed=3"])
     printed = capfd.readouterr().out
-    for words in ("bilinear BTT", "bilinear MLR", "val loss, nats a character", "def ", "language_modelling.png"):
+    for words in ("zero", "nearest neighbour", "standard, 8 heads of 4", "standard, 1 head of 32", "def "):
+        assert words in printed
+    for words in ("bilinear MLR, 8 value heads of 4", "MLR after 2 steps", "standard after 2 steps", "recall.png"):
         assert words in printed
     for name in runs:
         record = json.loads((tmp_path / "out" / name / "run.json").read_text())
         assert (record["status"], record["settings"]["seed"]) == ("finished", 3)
-    assert len(find_runs((tmp_path / "out").glob("icl_*"))) == 3
-    for picture in ("in_context_regression", "language_modelling"):
+    assert len(find_runs((tmp_path / "out").glob("recall_*"))) == 6
+    for picture in ("recall", "language_modelling"):
         for kind in ("png", "svg"):
             assert (tmp_path / "out" / f"{picture}.{kind}").stat().st_size > 5_000
 
@@ -53,10 +55,10 @@ def test_the_demo_at_tiny_size(tmp_path, monkeypatch, capfd):
 
 
 def test_a_run_of_the_demo_that_fails_stops_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "RUNS", {"icl_standard": ("standard", ["train_ICL.py", "--n_dims=0"])})
+    monkeypatch.setattr(demo, "RUNS", {"recall_8_heads": ["train_ICL.py", "--n_dims=0"]})
     monkeypatch.setattr(demo.time, "sleep", lambda seconds: None)
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit, match=r"(?s)icl_standard failed.*n_dims is 0"):
+    with pytest.raises(SystemExit, match=r"(?s)recall_8_heads failed.*n_dims is 0"):
         demo.train_all(tmp_path, seed=1)
 
 

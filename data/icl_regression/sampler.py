@@ -5,26 +5,32 @@ import difflib
 import torch
 
 from data.icl_regression.philox import bits, normal
-from data.icl_regression.tasks import TASKS, Purpose
+from data.icl_regression.tasks import QUERY_TASKS, TASKS, Purpose
 from training.errors import BadInput
 
 EVALUATION_SEED = 2022
 EVALUATION_BIT = 2**63  # set in the Philox key of evaluation prompts, clear in that of training prompts
 PERMUTATION_ROUNDS = 24
+NO_NOISE = {  # task: why its y takes no noise
+    "linear_classification": "has the labels -1 and 1",
+    "noisy_recall": "has its noise in the query",
+}
+LEAST = {"query_noise": 0}  # of an option; of the others 1
 
 
 def sample_prompts(task, seed, examples, n_dims, n_points, dims=None, noise_std=0.0, *, device=None, **options):
     """Prompts of the training pool: x float32 (B, n_points, n_dims) and y float32 (B, n_points).
 
-    task: a name in TASKS. examples: int64 tensor (B,) of example numbers; a prompt is a function of (seed, example)
-    alone, whatever else is in the batch, and fewer points are a prefix of more. x ~ N(0, I/dims) on the first `dims`
-    coordinates (default all; the same draws for every `dims`, rescaled) and 0 on the rest. noise_std: standard
-    deviation of Gaussian noise added to y from a stream of its own. options: keywords of the task (`sparsity`,
-    `hidden`, `depth`). device: where the prompts are made, by default where `examples` are.
+    task: a name in TASKS or QUERY_TASKS. examples: int64 tensor (B,) of example numbers; a prompt is a function of
+    (seed, example) alone, whatever else is in the batch, and fewer points are a prefix of more. x ~ N(0, I/dims) on the
+    first `dims` coordinates (default all; the same draws for every `dims`, rescaled) and 0 on the rest. A task of
+    QUERY_TASKS makes its x out of these and ends in the query. noise_std: standard deviation of Gaussian noise added to
+    y from a stream of its own. options: keywords of the task (`sparsity`, `hidden`, `depth`, `query_noise`). device:
+    where the prompts are made, by default where `examples` are.
 
     Raises BadInput for an unknown task, a seed outside [0, 2^63), dims outside 1 .. n_dims, n_points or an option
-    below 1, negative noise, or noise on linear_classification, whose targets are the labels -1 and 1
-    (Garg et al. flip none either).
+    below its least value, negative noise, noise on linear_classification, whose targets are the labels -1 and 1
+    (Garg et al. flip none either), or on noisy_recall.
     """
     if not 0 <= seed < EVALUATION_BIT:
         raise BadInput(f"a seed is an integer from 0 to 2^63 - 1, got {seed}")
@@ -47,22 +53,25 @@ def evaluation_prompts(
 
 def _prompts(task, seed, examples, n_dims, n_points, dims, noise_std, options):
     dims = n_dims if dims is None else dims
-    if task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, n=1)
-        raise BadInput(f"no task '{task}'" + (f", did you mean '{near[0]}'?" if near else f"; choose from {[*TASKS]}"))
+    tasks = TASKS | QUERY_TASKS
+    if task not in tasks:
+        near = difflib.get_close_matches(task, tasks, n=1)
+        raise BadInput(f"no task '{task}'" + (f", did you mean '{near[0]}'?" if near else f"; choose from {[*tasks]}"))
     if not 1 <= dims <= n_dims:
         raise BadInput(f"dims must be from 1 to n_dims = {n_dims}, got {dims}")
     if n_points < 1:
         raise BadInput(f"a prompt has at least 1 point, got {n_points}")
     if noise_std < 0:
         raise BadInput(f"noise_std must not be negative, got {noise_std}")
-    if noise_std > 0 and task == "linear_classification":
-        raise BadInput(f"linear_classification has the labels -1 and 1, noise_std must be 0, got {noise_std}")
+    if noise_std > 0 and task in NO_NOISE:
+        raise BadInput(f"{task} {NO_NOISE[task]}, noise_std must be 0, got {noise_std}")
     for name, value in options.items():
-        if value < 1:
-            raise BadInput(f"{name} must be at least 1, got {value}")
+        if value < (least := LEAST.get(name, 1)):
+            raise BadInput(f"{name} must be at least {least}, got {value}")
     x = normal(seed, examples, Purpose.X, (n_points, n_dims)) * dims**-0.5
     x[..., dims:] = 0
+    if task in QUERY_TASKS:
+        return QUERY_TASKS[task](x, dims, seed, examples, **options)
     y = TASKS[task](x, dims, seed, examples, **options)
     if noise_std > 0:
         y = y + noise_std * normal(seed, examples, Purpose.NOISE, (n_points,))
@@ -120,4 +129,11 @@ def interleave(x, y):
     tokens = x.new_zeros(B, 2 * points, n_dims)
     tokens[:, 0::2] = x
     tokens[:, 1::2, 0] = y
+    return tokens
+
+
+def pairs_and_query(x, y):
+    """Prompts as tokens (x_1, y_1, 1), .., and the query (x_n, 0, 0): (B, n, n_dims), (B, n) -> (B, n, n_dims + 2)."""
+    tokens = torch.cat((x, y[..., None], torch.ones_like(y)[..., None]), 2)
+    tokens[:, -1, -2:] = 0
     return tokens

@@ -51,7 +51,9 @@ def shifted_prompts(shift, task, first, count, n_dims, seen, noise_std=0.0, *, d
 
 
 def check_shift(shift, task, n_dims, seen):
-    """Raises BadInput for an unknown shift, too many examples for it, or new targets for a task whose are labels."""
+    """Raises BadInput for an unknown shift or task, too many examples for it, or new targets for labels."""
+    if task not in TASKS:
+        raise BadInput(f"{task} has no shifts, they are those of Garg et al.'s regressions: {', '.join(TASKS)}")
     if shift not in SHIFTS:
         near = difflib.get_close_matches(shift, SHIFTS, n=1)
         raise BadInput(f"no shift '{shift}'" + (f", did you mean '{near[0]}'?" if near else f"; there are {[*SHIFTS]}"))

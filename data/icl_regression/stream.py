@@ -15,17 +15,24 @@ class PromptStream:
     A block is a function of the steps it holds: there is nothing to save, and no prompt depends on which steps share a
     block. pool: seed, batch_size and pool_size, as `training_examples` takes them. task: the keywords of
     `sample_prompts`. n_steps: from this step on nothing is made in advance. rows: those of each batch to make.
-    full_points: how many points every prompt has, whatever the curriculum says; None: as many as it says. Making a
-    block takes several times its bytes for a moment.
+    full_points: how many points every prompt has, whatever the curriculum says; None: as many as it says. predicted:
+    the points of a prompt whose y are predicted. Making a block takes several times its bytes for a moment.
     """
 
-    def __init__(self, curriculum, pool, task, n_steps, *, rows=slice(None), full_points=None, device=None):
+    def __init__(
+        self, curriculum, pool, task, n_steps, *,
+        rows=slice(None), full_points=None, predicted=slice(None), device=None,
+    ):  # fmt: skip
         self.curriculum, self.pool, self.task, self.n_steps = curriculum, pool, task, n_steps
-        self.rows, self.full_points, self.device = rows, full_points, torch.device(device or "cpu")
+        self.rows, self.full_points, self.predicted = rows, full_points, predicted
+        self.device = torch.device(device or "cpu")
         self.steps, self.block = range(0), None
 
     def at(self, step):
-        """x (B, points, n_dims), y (B, points) and weight (points,): 1/n on the curriculum's n points, 0 after them."""
+        """x (B, points, n_dims), y (B, points) and the weight of every predicted point.
+
+        The weight is 1/n for the n of them that the curriculum has reached, 0 for those after them.
+        """
         if step not in self.steps:
             self.block = None  # before the next one takes its memory
             self.steps = range(step, step + self._count(step))
@@ -48,5 +55,6 @@ class PromptStream:
         examples = training_examples(step=numbers, device=self.device, **self.pool)[:, self.rows]
         prompts = dict(examples=examples.flatten(), n_points=made, dims=dims, seed=self.pool["seed"])
         x, y = sample_prompts(**prompts, **self.task)
-        weight = (torch.arange(made, device=self.device) < points) / points
+        places = torch.arange(made, device=self.device)[self.predicted]
+        weight = (places < points) / len(range(points)[self.predicted])
         return x.unflatten(0, examples.shape), y.unflatten(0, examples.shape), weight

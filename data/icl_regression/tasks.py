@@ -1,4 +1,5 @@
 """The five regression tasks of Garg et al. (2022), each one function from the inputs of a prompt to its targets.
+And recall, whose prompt ends in a query: one function from the inputs to the prompt.
 
 A task is called as task(x, dims, seed, examples, **options). x: float32 (B, points, n_dims), N(0, 1/dims) on the first
 `dims` coordinates and 0 on the others. It draws its own parameters from streams keyed by (seed, example, purpose) and
@@ -8,8 +9,10 @@ returns y, float32 (B, points), scaled so that E[y^2] = 1: predicting zero costs
 from enum import IntEnum
 
 import torch
+from torch.nn.functional import normalize
 
 from data.icl_regression.philox import bits, normal
+from training.errors import BadInput
 
 
 class Purpose(IntEnum):
@@ -25,6 +28,7 @@ class Purpose(IntEnum):
     ORTHANT = 7  # of the examples' inputs
     SHIFT_NOISE = 8  # on the targets of noisy_labels
     REPEATED = 9  # which example the query repeats
+    RECALLED = 10  # which pair noisy_recall asks for
 
 
 def _matmul(a, b):
@@ -95,3 +99,27 @@ TASKS = {
     "relu_2nn_regression": relu_2nn_regression,
     "decision_tree": decision_tree,
 }
+
+
+def noisy_recall(x, dims, seed, examples, query_noise=0.7):
+    """Pairs (x_i, y_i), then a query near one of the x_i, whose y is asked for: x and y of the prompt, the query last.
+
+    The x_i are the points of x but for the last, brought to the unit sphere; y_i ~ N(0, 1). The query is x_j +
+    query_noise e, brought to the sphere as well, with j uniform and e ~ N(0, I/dims) the last point of x; its target is
+    y_j. To find x_j a head has to compare all of it: this is the nearest-neighbour task for which Amsel, Yehudai and
+    Bruna (2024) show that attention needs heads as wide as the input. The pairs of a shorter prompt begin a longer one,
+    the query does not. Raises BadInput for fewer than 2 points.
+    """
+    B, points, n_dims = x.shape
+    if points < 2:
+        raise BadInput(f"noisy_recall has at least 2 points, a pair and the query, got {points}")
+    x = x.double()
+    keys, noise = normalize(x[:, :-1], dim=2), x[:, -1:]
+    y = normal(seed, examples, Purpose.VALUES, (points - 1,))
+    j = bits(seed, examples, Purpose.RECALLED, 1) * (points - 1) >> 32  # (B, 1)
+    asked = keys.gather(1, j[..., None].expand(B, 1, n_dims))
+    query = normalize(asked + query_noise * noise, dim=2)
+    return torch.cat((keys, query), 1).float(), torch.cat((y, y.gather(1, j)), 1)
+
+
+QUERY_TASKS = {"noisy_recall": noisy_recall}  # whose prompt ends in a query, the one point predicted
