@@ -53,10 +53,10 @@ def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dro
     if window < 0:
         raise BadInput(f"window {window}: the window reaches 0 or more positions back")
     name = window_backend(q, k, v, link=link, dropout=dropout, backend=backend)
+    if name in ("flex", "blockwise") and not transforms.is_static(q.shape[2]):
+        return operators.window_operator(q, k, v, window, scale, causal)
     if name == "flex":
         return flex_window_attention(q, k, v, window, scale=scale, causal=causal)
-    if name == "blockwise" and not transforms.is_static(q.shape[2]):
-        return operators.window_operator(q, k, v, window, scale, causal)
     if name == "blockwise":
         return blockwise.window_attention(q, k, v, window, scale=scale, causal=causal)
     near = visible(q, causal, window)

@@ -220,7 +220,8 @@ mlr_operator.register_autograd(_differentiate, setup_context=_save)
 mlr_backward_operator.register_autograd(Gradients.backward, setup_context=Gradients.setup_context)
 
 
-# Window attention where the length is not known yet. The backward pass computes the forward pass again.
+# Window attention where the length is not known yet: blockwise on every device, as a graph of FlexAttention is one for
+# every number of tiles. The backward pass computes the forward pass again.
 
 
 def _window(q, k, v, window, scale, causal):
