@@ -13,12 +13,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+from plots.demo import find
+from plots.demo_table import name
+from plots.icl_examples import baselines
 from plots.icl_table import ERROR, kinds, of_one_kind
 from plots.lm_curves import curves_of
 from plots.lm_laws import BASELINE, fit_laws
 from plots.lm_pairs import mean_lead, pairs, trend
 from plots.lm_rates import MLR, lead_words, losses
-from plots.records import find_runs, markdown, read_runs, within
+from plots.records import find_runs, learning_curves, markdown, read_runs, within
 from plots.speed_table import FLASH, PASSES, ratios, read, span
 from plots.ts_kinds import kinds_of
 from plots.ts_pairs import CHRONOS_ERRORS, chronos_pairs, lowest_validation, p_value, paired
@@ -42,7 +45,16 @@ def in_context():
     for curve in kinds(runs):
         sizes.setdefault((curve.settings["n_dims"], curve.d_model), []).append(curve)
     words = [f"n_dims {n_dims}, d_model {d_model}: {standing(found)}" for (n_dims, d_model), found in sizes.items()]
-    return f"**open**: {len(runs)} runs of the original's protocol so far, none of its full length; {'; '.join(words)}"
+    open_words = f"{len(runs)} runs of the original's protocol so far, none of its full length; {'; '.join(words)}"
+    return f"**open** on the paper's task: {open_words}. **Seen** on another, noisy recall: {recall()}"
+
+
+def recall():
+    """The demo's mean errors."""
+    runs, _ = find(RESULTS / "demo")
+    curves = learning_curves(runs, "eval/last", "step")
+    words = [f"{name(curve)} ({curve.mean[-1]:.2f})" for curve in curves]
+    return f"{', '.join(words)}, averaging ({baselines(runs)['averaging'][-1]:.2f}); {len(curves[0].runs)} seeds"
 
 
 def standing(curves):

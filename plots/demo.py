@@ -152,18 +152,23 @@ def losses_at(runs, x, at):
     return [float(np.interp(where, *zip(*series, strict=True))) for where, series in pairs]
 
 
+def find(folder):
+    """The runs of noisy recall and of language models in a folder of the demo, or in several such folders of one."""
+    found = {kind: sorted(folder.rglob(f"{kind}_*/run.json")) for kind in ("recall", "lm")}
+    for kind, records in found.items():
+        if not records:
+            raise BadInput(f"no run {kind}_* in {folder}; make them with: python scripts/demo.py")
+    recall, lm = ([str(record.parent) for record in found[kind]] for kind in ("recall", "lm"))
+    return read_runs(recall, "train_ICL.py"), read_runs(lm, "train.py")
+
+
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what scripts/demo.py made, or a folder of several such folders")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     args = parser.parse_args(argv)
-    found = {kind: sorted(args.folder.rglob(f"{kind}_*/run.json")) for kind in ("recall", "lm")}
-    for kind, records in found.items():
-        if not records:
-            raise BadInput(f"no run {kind}_* in {args.folder}; make them with: python scripts/demo.py")
-    recall, lm = ([str(record.parent) for record in found[kind]] for kind in ("recall", "lm"))
-    recall, lm = read_runs(recall, "train_ICL.py"), read_runs(lm, "train.py")
+    recall, lm = find(args.folder)
     print(summary(recall, lm))
     draw(recall, lm, args.out)
 

@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and results/README.md from the records, or check that they are what the records say.
+"""Fill the tables of README.md and of the pages in results/ from the records, or check that they are what those say.
 
     python plots/readme.py              rewrite the blocks
     python plots/readme.py --check      exit with status 1 and name the blocks that differ
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from training.errors import BadInput, command  # noqa: E402
 
-FILES = ("README.md", "results/README.md")
+FILES = ("README.md", "results/README.md", "results/demo/README.md")
 BLOCK = re.compile(r"(<!-- (if recorded: )?plots/(\w+)\.py (.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PENDING = "*No such run is recorded yet.*"
 
