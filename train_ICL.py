@@ -92,6 +92,11 @@ class Settings(RunSettings, StructureSettings):
         super().__post_init__()
         if self.training_task not in LAYOUTS:
             raise BadInput(f"no task '{self.training_task}', there are {', '.join(LAYOUTS)}")
+        if not 0 <= self.training_curriculum_warmup_ratio <= 1:
+            ratio = self.training_curriculum_warmup_ratio
+            raise BadInput(f"training_curriculum_warmup_ratio is {ratio}, a share is from 0 to 1")
+        if self.training_curriculum_steps != -1 and self.training_curriculum_steps < 1:
+            raise BadInput(f"training_curriculum_steps is {self.training_curriculum_steps}, it is at least 1, or -1")
         if self.points < 1:
             raise BadInput(f"n_positions is {self.n_positions}, a prompt has at least 1 pair")
         if self.tokens < (needed := self.layout.per_point * self.points):
