@@ -21,8 +21,8 @@ from transformers.models.t5.modeling_t5 import T5Attention, eager_attention_forw
 
 from model import Compute
 from structured import BadInput, default_block_sizes
-from structured.attention import check_levels, check_ranks
 from structured.flops import mlr_score_macs
+from structured.functional import check_levels, check_ranks
 
 WEIGHTINGS = ("none", "shared")
 STACKS = ("encoder", "decoder")

@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import structured
 from benchmarks.measure import BenchSettings, attempt, chosen, median_ms, parse_lengths, peak_MiB
 from structured import default_block_sizes, reference
-from structured.attention import check_ranks
+from structured.functional import check_ranks
 from training.configurator import parse_list, setting
 from training.devices import DTYPES
 
@@ -134,7 +134,7 @@ class Case:
 
 
 def ours(structure, function, *backends):
-    """A case for each backend of a function of structured.attention."""
+    """A case for each backend of a function of structured.functional."""
     return [
         Case(
             structure, backend, partial(function, backend=backend), structure,
@@ -152,11 +152,11 @@ CASES = [
     Case("SDPA", "math", partial(sdpa, backend=SDPBackend.MATH), "standard", dense=True),
     Case("FlexAttention", "standard", flex, "standard", cuda=True),
     Case("FlexAttention", "window", flex, "window", cuda=True),
-    Case("standard", "auto", structured.attention, "standard"),
+    Case("standard", "auto", structured.functional, "standard"),
     *ours("MLR", structured.mlr_attention, "triton", "blockwise", "dense"),
     *ours("window", structured.window_attention, "flex", "blockwise", "dense"),
     *ours("GSWA", structured.gswa_attention, "auto"),
-    Case("bilinear BTT", "auto", shared_query(structured.attention), "bilinear BTT"),
+    Case("bilinear BTT", "auto", shared_query(structured.functional), "bilinear BTT"),
 ]
 STRUCTURES = tuple(dict.fromkeys(case.structure for case in CASES))
 COLUMNS = {  # key: (width, format); AttentionSettings says what they are

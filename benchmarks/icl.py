@@ -14,7 +14,7 @@ import train_ICL
 from benchmarks.measure import BenchSettings, attempt, chosen, clear, time_step
 from data.icl_regression.sampler import interleave
 from model import InContextRegressor
-from structured.attention import low_rank_scores, mix, visible
+from structured.functional import low_rank_scores, mix, visible
 from structured.scoring import Scoring
 from training.capture import wanted
 from training.configurator import parse_list, setting

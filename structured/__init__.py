@@ -1,6 +1,7 @@
 """Structured attention: scoring functions, matrix families and their definitional twins, on their own."""
 
-from structured.attention import (
+from structured.errors import BadInput
+from structured.functional import (
     attention,
     default_block_sizes,
     gswa_attention,
@@ -8,7 +9,6 @@ from structured.attention import (
     mlr_scores,
     window_attention,
 )
-from structured.errors import BadInput
 from structured.mlbtc import BTT, MLBTC, MLR, LowRank
 from structured.scoring import STRUCTURES, ScoringConfig, build_scoring
 

@@ -1,6 +1,6 @@
 """Softmax attention in pieces, without a T x T tensor: MLR attention and sliding windows on any device (DESIGN 3).
 
-Shapes are those of `structured.attention`. For MLR attention with nested blocks the keys that share exactly m levels
+Shapes are those of `structured.functional`. For MLR attention with nested blocks the keys that share exactly m levels
 with a query fill whole blocks, so the scores fall into rectangles ("the right half of a block attends to its left
 half") whose features are a prefix of the head's. All rectangles of a level are one batched call; what the calls give
 is merged by log-sum-exp. The finest levels are computed densely inside leaves of about LEAF positions.
@@ -87,7 +87,7 @@ def features_together(x):
 
 
 def window_attention(q, k, v, window, *, scale, causal=True):
-    """Sliding-window attention without dropout in time and memory T x window: see `structured.attention`.
+    """Sliding-window attention without dropout in time and memory T x window: see `structured.functional`.
 
     All chunks of queries that see a whole window of keys are one batched call and share one mask; those near the ends
     of the sequence are calls of their own.

@@ -1,6 +1,6 @@
 """Attention with its T x T scores in memory: every link function, dropout and block geometry, and every derivative.
 
-Shapes are those of `structured.attention`. Inputs of 16 bits are computed in float32 from the scores to the output,
+Shapes are those of `structured.functional`. Inputs of 16 bits are computed in float32 from the scores to the output,
 also under autocast, as PyTorch's own attention computes them.
 """
 

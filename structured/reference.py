@@ -1,7 +1,7 @@
 """The definitions, as they read: plain dense twins of every scoring function, for float64 comparison.
 
 Nothing here is meant to be fast or to save memory, and nothing here calls the code that it judges. Shapes are those of
-`structured.attention`: q (B, H, T, r), k (B, G, T, r), v (B, G, T, d); x is (B, T, D). The functions of x take weights
+`structured.functional`: q (B, H, T, r), k (B, G, T, r), v (B, G, T, d); x is (B, T, D). The functions of x take weights
 in the layout the modules store (their docstrings say which) and loop over heads, blocks and levels.
 """
 

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from structured import flops, kernels
-from structured.attention import (
+from structured.cache import GSWACache, InputCache, KeyCache, LevelCache
+from structured.errors import BadInput
+from structured.functional import (
     BACKENDS,
     LINKS,
     WEIGHTINGS,
@@ -26,8 +28,6 @@ from structured.attention import (
     mlr_attention,
     window_attention,
 )
-from structured.cache import GSWACache, InputCache, KeyCache, LevelCache
-from structured.errors import BadInput
 from structured.layers import BlockDiagonal, Linear, multiply, side_by_side
 from structured.mlbtc import FAMILIES, MLBTC, level, split_near_sqrt
 
@@ -39,7 +39,7 @@ class ScoringConfig:
     d_qk_head is the width of a head's queries and keys, d_head that of its values. scale_sp selects 1/sqrt(width)
     instead of the µP scale 8/width for standard attention and the window variants; scale_mup multiplies bilinear MLR's
     scores by a further 8/sqrt(width) and makes bilinear BTT's and MLBTC's scale 1/d_model instead of 1/sqrt(d_model).
-    backend is the path of MLR, window and GSWA attention (attention.BACKENDS); the other structures ignore it.
+    backend is the path of MLR, window and GSWA attention (paths.BACKENDS); the other structures ignore it.
     """
 
     structure: str

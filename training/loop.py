@@ -14,7 +14,7 @@ from signal import Signals
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from structured.attention import check_device
+from structured.functional import check_device
 from training import capture, devices
 from training.distributed import World, held
 from training.errors import BadInput, fail
