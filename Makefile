@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test figures tables lint interpreter chronos clean
+.PHONY: demo test figures tables docs lint interpreter chronos clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
@@ -28,6 +28,12 @@ figures: .venv/ready
 tables: .venv/ready
 	$(BIN)/python plots/readme.py
 	$(BIN)/python plots/ts_table.py results/time_series results/chronos > results/ts_table.md
+
+# the API of structured/ as HTML pages in out/docs
+docs: .venv/ready
+	$(BIN)/python -c 'import pdoc' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check pdoc==16.0.0
+	$(BIN)/python -m pdoc --docformat google -o out/docs structured structured.mlbtc structured.reference
+	@echo out/docs/structured.html
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -10,10 +10,12 @@ and for MLR blocks that do not nest. "blockwise" (any device), "triton" (MLR) an
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 
 import torch
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from structured import blockwise, dense, kernels, operators, transforms
@@ -34,8 +36,29 @@ ONE_LEVEL_UP_TO = 128  # features; PyTorch's attention in float32 is the faster 
 FLEX_TILE = 128  # positions, FlexAttention's own granularity
 
 
-def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0):
-    """Standard attention: scores q_i . k_j * scale (scale = 8/r in µP, 1/sqrt(r) in the standard parametrization)."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    scale: float, causal: bool = True, link: str = "softmax", dropout: float = 0,
+) -> Tensor:  # fmt: skip
+    """Standard attention: scores q_i . k_j * scale, over all keys j <= i.
+
+    Args:
+        q: queries (B, H, T, r).
+        k: keys (B, G, T, r). G divides H; H / G query heads share a key head (grouped-query attention).
+        v: values (B, G, T, d).
+        scale: factor of the scores: 8/r in µP, 1/sqrt(r) in the standard parametrization.
+        causal: False lets every position see both sides.
+        link: "softmax", or "identity" (masked scores as they are, not normalised).
+        dropout: probability of dropping a weight.
+
+    Returns:
+        The mixed values (B, H, T, d), in the dtype of v.
+
+    Raises:
+        BadInput: shapes, dtypes or devices that do not fit together, an unknown link.
+
+    Source: DESIGN 2, low_rank.
+    """
     q, k, v = check_inputs(q, k, v, link, dropout)
     by_torch = link == "softmax" and q.shape[-1]
     if by_torch and not dropout and _one_level_pays(q, k, v):
@@ -46,8 +69,31 @@ def attention(q, k, v, *, scale, causal=True, link="softmax", dropout=0):
     return dense.attend(q, k, v, visible(q, causal), scale=scale, link=link, dropout=dropout)
 
 
-def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dropout=0, backend="auto"):
-    """Sliding-window attention: only keys i - window <= j <= i, so window + 1 of them; both sides if not causal."""
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, *,
+    scale: float, causal: bool = True, link: str = "softmax", dropout: float = 0, backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Sliding-window attention: a query i sees the keys i - window <= j <= i, so window + 1 of them.
+
+    Args:
+        q: queries (B, H, T, r).
+        k: keys (B, G, T, r), G a divisor of H.
+        v: values (B, G, T, d).
+        window: how many positions back the keys reach, from 0 on.
+        scale: factor of the scores.
+        causal: False opens the window to both sides, up to i + window.
+        link: "softmax" or "identity".
+        dropout: probability of dropping a weight.
+        backend: "flex" (CUDA), "blockwise" (any device, memory T x window), "dense" (T x T), or "auto".
+
+    Returns:
+        The mixed values (B, H, T, d), in the dtype of v.
+
+    Raises:
+        BadInput: as `attention`; a window below 0; a backend that cannot take these inputs, with the reason.
+
+    Source: DESIGN 2, low_rank_with_sliding_window.
+    """
     q, k, v = check_inputs(q, k, v, link, dropout)
     (window,) = whole([window], "windows")
     if window < 0:
@@ -65,11 +111,34 @@ def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", dro
     return dense.attend(q, k, v, near, scale=scale, link=link, dropout=dropout)
 
 
-def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="softmax", dropout=0, backend="auto"):
-    """Global + sliding-window attention: the first ranks[0] features meet everywhere, the other ranks[1] in a window.
+def gswa_attention(
+    q: Tensor, k: Tensor, v: Tensor, ranks: Sequence[int], window: int, *,
+    scales: tuple[float, float] | None = None, causal: bool = True, link: str = "softmax", dropout: float = 0,
+    backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Global + sliding-window attention: some features meet everywhere, the others in a window.
 
-    Each part has its own softmax; the two weight matrices are added, so rows sum to 2, as in the original. `scales`
-    are those of the two parts, 8/rank by default, `backend` the path of the window's part.
+    Each part has its own softmax; the two weight matrices are added, so rows sum to 2, as in the original.
+
+    Args:
+        q: queries (B, H, T, ranks[0] + ranks[1]).
+        k: keys (B, G, T, ranks[0] + ranks[1]), G a divisor of H.
+        v: values (B, G, T, d).
+        ranks: how many features meet everywhere, and how many in the window, at least 1 each.
+        window: as for `window_attention`.
+        scales: factors of the scores of the two parts; None: 8 / rank each.
+        causal: False lets every position see both sides.
+        link: "softmax" or "identity".
+        dropout: probability of dropping a weight.
+        backend: the path of the window's part, as for `window_attention`.
+
+    Returns:
+        The mixed values (B, H, T, d), in the dtype of v.
+
+    Raises:
+        BadInput: as `window_attention`; ranks that are not two or do not add up to the width of q.
+
+    Source: DESIGN 2, low_rank_with_gswa.
     """
     q, k, v = check_inputs(q, k, v, link, dropout)
     ranks = check_ranks(ranks, q.shape[-1])
@@ -87,12 +156,38 @@ def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="so
 
 
 def mlr_attention(
-    q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0, backend="auto"
-):
+    q: Tensor, k: Tensor, v: Tensor, ranks: Sequence[int], block_sizes: Sequence[int], *,
+    weighting: str = "none", causal: bool = True, link: str = "softmax", dropout: float = 0, backend: str = "auto",
+) -> Tensor:  # fmt: skip
     """MLR attention: level l scores pairs in the same block of block_sizes[l] positions with ranks[l] features.
 
-    weighting: "none", "levels" (scores times 1/L) or "shared" (times 1/(number of levels the pair shares)). Block
-    sizes need not halve, divide T or nest. Raises BadInput where ranks do not add up to the width of q.
+        S_ij = c_ij * sum over the levels l whose block i and j share of q_i^(l) . k_j^(l) / ranks[l]
+
+    Near tokens meet with all features, far ones with few. The idea itself is 25 lines, `structured.dense.mlr_scores`.
+
+    Args:
+        q: queries (B, H, T, r), r = sum(ranks), cut along the features into one slice a level, coarse to fine.
+        k: keys (B, G, T, r), G a divisor of H.
+        v: values (B, G, T, d).
+        ranks: features of every level, from 0 on.
+        block_sizes: block length of every level in positions; `default_block_sizes` halves them level by level. They
+            need not halve, divide T or nest; those that nest have the fast paths.
+        weighting: c_ij: "none" (1), "levels" (1 / number of levels) or "shared" (1 / number of levels that i and j
+            share, the paper's language models).
+        causal: False lets every position see both sides.
+        link: "softmax" or "identity".
+        dropout: probability of dropping a weight.
+        backend: "triton" (CUDA), "blockwise" (any device), both without a T x T tensor, "dense" (T x T, every input),
+            or "auto".
+
+    Returns:
+        The mixed values (B, H, T, d), in the dtype of v.
+
+    Raises:
+        BadInput: as `attention`; ranks that do not add up to r, as many block sizes as ranks are not given, a backend
+            that cannot take these inputs, with the reason.
+
+    Source: the paper's MLR attention; DESIGN 3.
     """
     q, k, v = check_inputs(q, k, v, link, dropout)
     ranks, block_sizes = check_levels(ranks, block_sizes, weighting, q.shape[-1])
@@ -103,10 +198,23 @@ def mlr_attention(
     return dense.mlr_attention(q, k, v, ranks, block_sizes, **options)
 
 
-def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
-    """Scores of a multi-level low-rank matrix (DESIGN 3): coarse levels see far, fine levels see near.
+def mlr_scores(
+    q: Tensor, k: Tensor, ranks: Sequence[int], block_sizes: Sequence[int], weighting: str = "none"
+) -> Tensor:
+    """Scores of a multi-level low-rank matrix: coarse levels see far, fine levels see near.
 
-    q, k: (B, H, T, sum(ranks)) -> (B, H, T, T), not masked. A pair that shares no level scores 0.
+    Args:
+        q: queries (B, H, T, sum(ranks)).
+        k: keys of the same shape.
+        ranks, block_sizes, weighting: as for `mlr_attention`.
+
+    Returns:
+        (B, H, T, T), neither masked nor normalised. A pair that shares no level scores 0.
+
+    Raises:
+        BadInput: ranks that do not add up to the width of q, or block sizes that are not one a level.
+
+    Source: DESIGN 3.
     """
     ranks, block_sizes = check_levels(ranks, block_sizes, weighting, q.shape[-1])
     scores = dense.mlr_scores(dense.precise(q), dense.precise(k), ranks, block_sizes, weighting)
@@ -156,8 +264,19 @@ def _compiled_flex():
     return torch.compile(flex_attention, dynamic=False)
 
 
-def default_block_sizes(block_size, n_levels):
-    """block_size / 2^(l-1) for l = 1..n_levels: every level halves the one before."""
+def default_block_sizes(block_size: int, n_levels: int) -> tuple[int, ...]:
+    """The paper's block lengths: block_size / 2^(l-1) for the levels l = 1 .. n_levels, each half of the one before.
+
+    Args:
+        block_size: the longest sequence, in positions.
+        n_levels: number of levels.
+
+    Returns:
+        One length a level, coarse to fine: (1024, 3) gives (1024, 512, 256).
+
+    Raises:
+        BadInput: a block_size that cannot be halved so often; the message has the nearest that can.
+    """
     finest = 2 ** (n_levels - 1)
     if block_size % finest:
         near = max(finest, round(block_size / finest) * finest)
