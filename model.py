@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from structured import BadInput, ScoringConfig, build_scoring
+from structured import STRUCTURES, BadInput, ScoringConfig, build_scoring
 from structured.cache import ModelCache, ReplayedStep
 from structured.layers import BlockDiagonal, Linear
 
@@ -28,15 +28,11 @@ class ModelConfig:
     bias: bool = False
 
     def __post_init__(self):
-        kinds = self.scoring.layer_kinds
         if self.n_layer < 1:
             raise BadInput(f"n_layer is {self.n_layer}, it must be at least 1")
         if not 0 <= self.dropout < 1:
             raise BadInput(f"dropout is {self.dropout}, it must be at least 0 and below 1")
-        if self.scoring.structure == "low_rank_with_sequential_gswa" and len(kinds) != self.n_layer:
-            raise BadInput(
-                f"sequential_GSWA_layer_list names {len(kinds)} layers {kinds}, the model has n_layer = {self.n_layer}"
-            )
+        STRUCTURES[self.scoring.structure].check_layers(self.scoring, self.n_layer)
 
 
 class Compute(NamedTuple):

@@ -15,7 +15,7 @@ from benchmarks.measure import BenchSettings, attempt, chosen, clear, time_step
 from data.icl_regression.sampler import interleave
 from model import InContextRegressor
 from structured.functional import low_rank_scores, mix, visible
-from structured.scoring import Scoring
+from structured.scorings.base import Scoring
 from training.capture import wanted
 from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast

@@ -17,7 +17,7 @@ from training.capture import WARM_UP
 from training.configurator import parse_list, require_at_least, setting
 from training.devices import DTYPES, synchronise
 from training.errors import BadInput
-from training.settings import StructureSettings
+from training.settings import StructureSettings, only_for
 
 LEAST_MS = 50  # of calls in one timing
 CUBE = 8192  # side of the matrices whose product shows what a card can do
@@ -58,7 +58,12 @@ class ModelBenchSettings(BenchSettings, StructureSettings):
         kinds = "|".join(islice(cycle(self.sequential_GSWA_layer_list.split("|")), max(0, self.n_layer)))
         changes |= dict(sequential_GSWA_layer_list=kinds)
         names = chosen(self.token_mixing_struct, STRUCTURES, "token_mixing_struct")
-        return {name: replace(self, token_mixing_struct=name, **changes) for name in names}
+        return {name: replace(self, token_mixing_struct=name, **changes | foreign_to(name)) for name in names}
+
+
+def foreign_to(structure):
+    """The settings that only other structures obey, as this one takes them."""
+    return {name: value for name, (value, structures) in only_for().items() if structure not in structures}
 
 
 def parse_lengths(cfg, least=1):

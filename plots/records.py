@@ -20,17 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+import structured
 from training.errors import BadInput
 
-STRUCTURES = {  # token_mixing_struct: (name, colour, marker); after Okabe and Ito, apart in grey print too
-    "low_rank": ("standard", "#000000", "o"),
-    "low_rank_with_sliding_window": ("sliding window", "#56B4E9", "s"),
-    "low_rank_with_gswa": ("GSWA", "#00694D", "^"),
-    "low_rank_with_sequential_gswa": ("sequential GSWA", "#9B5FC0", "v"),
-    "multi_level_low_rank": ("MLR", "#D55E00", "D"),
-    "bilinear_MLR": ("bilinear MLR", "#CC79A7", "P"),
-    "bilinear_BTT": ("bilinear BTT", "#00609A", "X"),
-    "bilinear_MLBTC": ("bilinear MLBTC", "#E69F00", "*"),
+STRUCTURES = {  # token_mixing_struct: (name, colour, marker)
+    structure: (scoring.label, scoring.colour, scoring.marker) for structure, scoring in structured.STRUCTURES.items()
 }
 IGNORED = {  # settings in which the runs of one curve may differ; runs of different lengths are different curves
     "seed", "out_dir", "init_from", "overwrite", "device", "backend", "compile", "attention_backend", "log_interval",
@@ -254,7 +248,7 @@ def check_finished(runs, script, unfinished=None):
             made_by = run.record["command"]
             raise BadInput(f"{run.folder} is a run of {made_by}, this picture is made from runs of {script}")
         if run.structure not in STRUCTURES:
-            raise BadInput(f"{run.folder}: no name for token_mixing_struct '{run.structure}' in plots/records.py")
+            raise BadInput(f"{run.folder}: no name for token_mixing_struct '{run.structure}' in structured/scorings")
     left = {}  # command: the runs that it goes on with
     for run in runs:
         if run.status != "finished" and not unfinished:

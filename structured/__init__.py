@@ -10,7 +10,7 @@ from structured.functional import (
     window_attention,
 )
 from structured.mlbtc import BTT, MLBTC, MLR, LowRank
-from structured.scoring import STRUCTURES, ScoringConfig, build_scoring
+from structured.scorings import STRUCTURES, ScoringConfig, build_scoring
 
 __all__ = [
     "BTT", "MLBTC", "MLR", "STRUCTURES", "BadInput", "LowRank", "ScoringConfig", "attention", "build_scoring",

@@ -2,7 +2,8 @@
 
 Nothing here is meant to be fast or to save memory, and nothing here calls the code that it judges. Shapes are those of
 `structured.functional`: q (B, H, T, r), k (B, G, T, r), v (B, G, T, d); x is (B, T, D). The functions of x take weights
-in the layout the modules store (their docstrings say which) and loop over heads, blocks and levels.
+in the layout the modules store (their docstrings say which) and loop over heads, blocks and levels. At the end, each
+`token_mixing_struct` by its name: from a module's weights m, x and v.
 """
 
 import torch
@@ -138,3 +139,66 @@ def bilinear_scores(x, M, gain, *, mup=False):
     D = x.shape[-1]
     heads = [x @ layer_norm(x @ M_h.T, gain).mT for M_h in M]
     return torch.stack(heads, 1) * (1 / D if mup else D**-0.5)
+
+
+def queries_and_keys(m, x):
+    """DESIGN 2: of a ProjectedScoring m, per head and normed if it norms."""
+    width, sides = m.cfg.qk_width, []
+    for linear, norm in ((m.query, m.query_norm), (m.key, m.key_norm)):
+        y = x @ linear.weight.T + (0 if linear.bias is None else linear.bias)
+        heads = torch.stack([y[..., h : h + width] for h in range(0, y.shape[-1], width)], 1)
+        sides.append(layer_norm(heads, norm.weight) if m.cfg.qk_norm else heads)
+    return sides
+
+
+def dot_scale(m, width):
+    return width**-0.5 if m.cfg.scale_sp else 8 / width
+
+
+def mixed(scores, v, cfg):
+    return weights(scores, all_pairs(scores.shape[-1], cfg.causal), cfg.link) @ v
+
+
+def low_rank(m, x, v):
+    scale = dot_scale(m, m.cfg.qk_width)
+    return attention(*queries_and_keys(m, x), v, scale=scale, causal=m.cfg.causal, link=m.cfg.link)
+
+
+def low_rank_with_sliding_window(m, x, v):
+    options = dict(scale=dot_scale(m, m.cfg.qk_width), causal=m.cfg.causal, link=m.cfg.link)
+    return window_attention(*queries_and_keys(m, x), v, m.cfg.window, **options)
+
+
+def low_rank_with_gswa(m, x, v):
+    options = dict(scales=[dot_scale(m, r) for r in m.cfg.gswa_ranks], causal=m.cfg.causal, link=m.cfg.link)
+    return gswa_attention(*queries_and_keys(m, x), v, m.cfg.gswa_ranks, m.cfg.window, **options)
+
+
+def low_rank_with_sequential_gswa(m, x, v):
+    """By the kind of layer that m is."""
+    return (low_rank if m.window is None else low_rank_with_sliding_window)(m, x, v)
+
+
+def multi_level_low_rank(m, x, v):
+    cfg = m.cfg
+    blocks = cfg.block_sizes or [cfg.block_size // 2**level for level in range(len(cfg.ranks))]
+    options = dict(weighting=cfg.weighting, causal=cfg.causal, link=cfg.link)
+    return mlr_attention(*queries_and_keys(m, x), v, cfg.ranks, blocks, **options)
+
+
+def bilinear_MLR(m, x, v):
+    cfg = m.cfg
+    lists = ([getattr(p, "weight", None) for p in side] for side in (m.query, m.key, m.query_norm, m.key_norm))
+    divide_by = len(cfg.ranks) if cfg.weighting == "levels" else 1
+    return mixed(bilinear_mlr_scores(x, *lists, cfg.n_head, divide_by=divide_by, mup=cfg.scale_mup), v, cfg)
+
+
+def bilinear_BTT(m, x, v):
+    right, left = (step.weight for step in m.key.levels[0] if hasattr(step, "weight"))
+    M = btt_dense(right, left, m.cfg.n_head, m.cfg.btt_rank, cap=True)
+    return mixed(bilinear_scores(x, M, m.key_norm.weight, mup=m.cfg.scale_mup), v, m.cfg)
+
+
+def bilinear_MLBTC(m, x, v):
+    """How its matrices score; tests/test_mlbtc.py judges the matrices themselves."""
+    return mixed(bilinear_scores(x, m.key.dense(), m.key_norm.weight, mup=m.cfg.scale_mup), v, m.cfg)

@@ -10,19 +10,29 @@ import numpy as np
 import pytest
 import torch
 
+import structured
 from data.corpus import CHARACTERS, CorpusWriter
 from data.ett import COLUMNS, DTYPE, SPLITS
 from training.configurator import configure
 
-STRUCTURES = {  # token_mixing_struct: what it needs at head width 8 and block_size 16
-    "low_rank": {},
-    "low_rank_with_sliding_window": dict(sliding_block_size=5),
-    "low_rank_with_gswa": dict(gswa_rank_list="4|4", sliding_block_size=5),
-    "low_rank_with_sequential_gswa": dict(sequential_GSWA_layer_list="MHA|SWA", sliding_block_size=5),
-    "multi_level_low_rank": dict(mlr_rank_list="4|2|2", mlr_block_divide_by_num_levels=True),
-    "bilinear_MLR": dict(mlr_rank_list="4|2|2", bilinear_mlr_muP_attn_logits_scaling=True),
-    "bilinear_BTT": dict(btt_tt_rank=2, bilinear_btt_muP_attn_logits_scaling=True),
+EXAMPLES = {key: value for scoring in structured.STRUCTURES.values() for key, value in scoring.EXAMPLE.items()}
+FLAG_OF = {  # field of an example: the paper's name
+    "ranks": "mlr_rank_list", "window": "sliding_block_size", "gswa_ranks": "gswa_rank_list",
+    "layer_kinds": "sequential_GSWA_layer_list", "btt_rank": "btt_tt_rank",
+}  # fmt: skip
+MORE = {  # what the runs of some also have
+    "multi_level_low_rank": dict(mlr_block_divide_by_num_levels=True),
+    "bilinear_MLR": dict(bilinear_mlr_muP_attn_logits_scaling=True),
+    "bilinear_BTT": dict(bilinear_btt_muP_attn_logits_scaling=True),
     "bilinear_MLBTC": dict(mlbtc_levels="4:4:8:stride|1:1:2"),
+}
+STRUCTURES = {  # token_mixing_struct: what it needs at head width 8 and block_size 16, as on the command line
+    name: {
+        FLAG_OF.get(key, key): "|".join(map(str, value)) if isinstance(value, tuple) else value
+        for key, value in scoring.EXAMPLE.items()
+    }
+    | MORE.get(name, {})
+    for name, scoring in structured.STRUCTURES.items()
 }
 TINY = dict(n_layer=2, n_head=2, d_model=16, device="cpu", warmup_iters=2, log_interval=2, eval_interval=4, max_iters=6)
 TINY_LM = dict(

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from structured import BadInput, attention, blockwise, gswa_attention, mlr_attention, reference, window_attention
 from structured.functional import flex_mask, mlr_backend, window_backend
-from structured.scoring import ScoringConfig, build_scoring
+from structured.scorings import ScoringConfig, build_scoring
 
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from compare import relative_error
+from runs import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
@@ -27,13 +28,14 @@ from structured.cache import (  # noqa: E402
     mlr_decode_reference,
 )
 from structured.mlbtc import FAMILIES  # noqa: E402
-from structured.scoring import LowRankScoring, MLRScoring, ProjectedScoring  # noqa: E402
+from structured.scorings.base import ProjectedScoring  # noqa: E402
+from structured.scorings.low_rank import LowRankScoring  # noqa: E402
+from structured.scorings.mlr import MLRScoring  # noqa: E402
 
 BASE = ScoringConfig(
-    structure="low_rank", d_model=24, n_head=3, block_size=16, ranks=(4, 3, 1), window=5, gswa_ranks=(6, 2),
-    layer_kinds=("MHA", "SWA"), mlbtc_rank=2, mlbtc_blocks=3, btt_rank=2,
-)  # fmt: skip
-PROJECTED = list(STRUCTURES)[:5]
+    structure="low_rank", d_model=24, n_head=3, block_size=16, **EXAMPLES | dict(mlbtc_rank=2, mlbtc_blocks=3)
+)
+PROJECTED = [name for name in STRUCTURES if not name.startswith("bilinear")]
 MLR = "multi_level_low_rank"
 CASES = [
     *[(name, {}) for name in STRUCTURES],

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from runs import EXAMPLES
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, Forecaster, InContextRegressor, ModelConfig
@@ -11,9 +12,8 @@ from structured import STRUCTURES, BadInput, ScoringConfig, flops
 from training.mup import adamw, initialise, param_groups, roles
 
 SCORING = ScoringConfig(
-    structure="low_rank", d_model=16, n_head=2, block_size=16, ranks=(4, 2, 2), window=5, gswa_ranks=(5, 3),
-    layer_kinds=("MHA", "SWA"),
-)  # fmt: skip
+    structure="low_rank", d_model=16, n_head=2, block_size=16, **EXAMPLES | dict(ranks=(4, 2, 2), btt_rank=1)
+)
 EVERY_STRUCTURE = pytest.mark.parametrize("structure", STRUCTURES)
 
 
@@ -218,13 +218,12 @@ def test_roles_set_size_and_learning_rate():
     named = dict(model.named_parameters())
     expected = {  # name: (std, learning rate, decayed)
         "read_in.weight": (0.02, 1.0, True),
-        "read_in.bias": (0.0, 1.0, False),
         "trunk.wpe.weight": (0.02, 1.0, True),
         "trunk.ln_f.weight": (None, 1.0, False),
         "trunk.h.0.attn.value.weight": (64**-0.5, 768 / 64, True),
         "trunk.h.0.attn.c_proj.weight": (0.0, 768 / 64, True),
-        "trunk.h.0.attn.scoring.key.levels.0.0.weight": (8**-0.5, 768 / 8, True),
-        "trunk.h.0.attn.scoring.key.levels.0.2.weight": (8**-0.5, 768 / 8, True),
+        "trunk.h.0.attn.scoring.key.levels.0.0.weight": (16**-0.5, 768 / 16, True),
+        "trunk.h.0.attn.scoring.key.levels.0.2.weight": (4**-0.5, 768 / 4, True),
         "trunk.h.0.mlp.c_fc.weight": (64**-0.5, 768 / 64, True),
         "trunk.h.0.mlp.c_proj.weight": (0.0, 768 / 256, True),
         "read_out.weight": (0.0, 768 / 64, True),

@@ -5,99 +5,25 @@ import dataclasses
 import pytest
 import torch
 from compare import assert_same
+from runs import EXAMPLES
 from torch import nn
 
 from structured import STRUCTURES, BadInput, ScoringConfig, build_scoring, reference
-from structured.layers import BlockDiagonal
 from structured.mlbtc import FAMILIES
 
 BASE = ScoringConfig(
-    structure="low_rank", d_model=24, n_head=3, block_size=16, ranks=(4, 3, 1), window=5, gswa_ranks=(6, 2),
-    layer_kinds=("MHA", "SWA"), mlbtc_rank=2, mlbtc_blocks=3, btt_rank=2,
-)  # fmt: skip
+    structure="low_rank", d_model=24, n_head=3, block_size=16, **EXAMPLES | dict(mlbtc_rank=2, mlbtc_blocks=3)
+)
 
 
-def heads(x, width):
-    return x.unflatten(-1, (-1, width)).transpose(1, 2)
-
-
-def projected(m, x):
-    """Queries and keys of a ProjectedScoring, as DESIGN 2 says."""
-    q, k = (heads(x @ side.weight.T, m.cfg.qk_width) for side in (m.query, m.key))
-    if m.cfg.qk_norm:
-        q, k = reference.layer_norm(q, m.query_norm.weight), reference.layer_norm(k, m.key_norm.weight)
-    return q, k
-
-
-def mixed(scores, v, cfg):
-    allowed = reference.all_pairs(scores.shape[-1], cfg.causal)
-    return reference.weights(scores, allowed, cfg.link) @ v
-
-
-def twin_low_rank(m, x, v):
-    r = m.cfg.qk_width
-    scale = r**-0.5 if m.cfg.scale_sp else 8 / r
-    return reference.attention(*projected(m, x), v, scale=scale, causal=m.cfg.causal, link=m.cfg.link)
-
-
-def twin_window(m, x, v):
-    r = m.cfg.qk_width
-    options = dict(scale=r**-0.5 if m.cfg.scale_sp else 8 / r, causal=m.cfg.causal, link=m.cfg.link)
-    return reference.window_attention(*projected(m, x), v, m.cfg.window, **options)
-
-
-def twin_gswa(m, x, v):
-    scales = tuple(r**-0.5 if m.cfg.scale_sp else 8 / r for r in m.cfg.gswa_ranks)
-    options = dict(scales=scales, causal=m.cfg.causal, link=m.cfg.link)
-    return reference.gswa_attention(*projected(m, x), v, m.cfg.gswa_ranks, m.cfg.window, **options)
-
-
-def twin_mlr(m, x, v):
-    cfg = m.cfg
-    blocks = cfg.block_sizes or [cfg.block_size // 2**i for i in range(len(cfg.ranks))]
-    options = dict(weighting=cfg.weighting, causal=cfg.causal, link=cfg.link)
-    return reference.mlr_attention(*projected(m, x), v, cfg.ranks, blocks, **options)
-
-
-def twin_bilinear_mlr(m, x, v):
-    cfg = m.cfg
-    lists = ([getattr(p, "weight", None) for p in side] for side in (m.query, m.key, m.query_norm, m.key_norm))
-    divide_by = len(cfg.ranks) if cfg.weighting == "levels" else 1
-    scores = reference.bilinear_mlr_scores(x, *lists, cfg.n_head, divide_by=divide_by, mup=cfg.scale_mup)
-    return mixed(scores, v, cfg)
-
-
-def twin_bilinear_btt(m, x, v):
-    cfg = m.cfg
-    right, left = (step.weight for step in m.key.levels[0] if isinstance(step, BlockDiagonal))
-    M = reference.btt_dense(right, left, cfg.n_head, cfg.btt_rank, cap=True)
-    return mixed(reference.bilinear_scores(x, M, m.key_norm.weight, mup=cfg.scale_mup), v, cfg)
-
-
-def twin_bilinear_mlbtc(m, x, v):
-    """The matrices themselves are judged in test_mlbtc.py; here, how they score."""
-    scores = reference.bilinear_scores(x, m.key.dense(), m.key_norm.weight, mup=m.cfg.scale_mup)
-    return mixed(scores, v, m.cfg)
-
-
-TWINS = {
-    "low_rank": twin_low_rank,
-    "low_rank_with_sliding_window": twin_window,
-    "low_rank_with_gswa": twin_gswa,
-    "low_rank_with_sequential_gswa": twin_window,  # its layer 1 here
-    "multi_level_low_rank": twin_mlr,
-    "bilinear_MLR": twin_bilinear_mlr,
-    "bilinear_BTT": twin_bilinear_btt,
-    "bilinear_MLBTC": twin_bilinear_mlbtc,
-}
 CHANGES = [  # what is switched on top of BASE, and for which structures
-    *[(name, {}) for name in TWINS],
-    *[(name, dict(causal=False)) for name in TWINS],
-    *[(name, dict(link="identity")) for name in TWINS],
-    *[(name, dict(link="identity", causal=False)) for name in TWINS],
+    *[(name, {}) for name in STRUCTURES],
+    *[(name, dict(causal=False)) for name in STRUCTURES],
+    *[(name, dict(link="identity")) for name in STRUCTURES],
+    *[(name, dict(link="identity", causal=False)) for name in STRUCTURES],
     *[(name, dict(scale_sp=True)) for name in ("low_rank", "low_rank_with_sliding_window", "low_rank_with_gswa")],
     *[(name, dict(qk_norm=False)) for name in ("low_rank", "multi_level_low_rank", "bilinear_MLR")],
-    *[(name, dict(n_kv_head=1)) for name in list(TWINS)[:5]],
+    *[(name, dict(n_kv_head=1)) for name in STRUCTURES if not name.startswith("bilinear")],
     ("low_rank", dict(d_qk_head=5)),
     ("multi_level_low_rank", dict(d_qk_head=6, ranks=(3, 3), weighting="shared", n_kv_head=1)),
     ("multi_level_low_rank", dict(block_sizes=(16, 7, 3), weighting="shared")),
@@ -130,7 +56,7 @@ def test_outputs_and_gradients(structure, change, T):
         cotangent = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
         return [out, *torch.autograd.grad(out, list(inputs.values()), cotangent, allow_unused=True)]
 
-    got, want = run(m), run(lambda x, v: TWINS[structure](m, x, v))
+    got, want = run(m), run(lambda x, v: getattr(reference, structure)(m, x, v))
     unused = [g is None for g in want]
     assert not any(unused), [n for n, u in zip(["out", *inputs], unused, strict=True) if u]
     assert_same(got, want, ["out", *(f"d {name}" for name in inputs)], 1e-11)
@@ -189,7 +115,7 @@ def test_bfloat16_autocast(structure):
     [
         (dict(structure="bilinear_bt"), "no token_mixing_struct 'bilinear_bt', there are low_rank, "),
         (dict(link="relu"), "no link_function 'relu'"),
-        (dict(weighting="half"), "no level weighting 'half'"),
+        (dict(structure="multi_level_low_rank", weighting="half"), "no level weighting 'half'"),
         (dict(n_head=5), "d_model 24 is not a multiple of n_head 5"),
         (dict(n_kv_head=2), "n_kv_head 2 does not divide n_head 3"),
         (dict(n_head=0), "n_head is 0"),

@@ -4,40 +4,24 @@
 it is trained and recorded. Here, at the edge, a rank list is text and -1 means "work it out"; inside it never does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from model import ModelConfig
 from structured import STRUCTURES, ScoringConfig
+from structured.scorings import own_settings
 from training.configurator import parse_list, require_at_least, setting
 from training.devices import COMPILE_MODES
 from training.errors import BadInput
 
 DEFAULT_HEAD = 64  # the paper's language models
-PROJECTED = (
-    "low_rank", "low_rank_with_sliding_window", "low_rank_with_gswa", "low_rank_with_sequential_gswa",
-    "multi_level_low_rank",
-)  # fmt: skip
-ONLY_FOR = {  # setting: (the value that every structure takes, the structures that take others)
-    "d_qk_head": (-1, (*PROJECTED, "bilinear_MLR")),
-    "do_qk_ln": (True, (*PROJECTED, "bilinear_MLR")),
-    "mha_SP_attn_logits_scaling": (False, PROJECTED[:-1]),
-    "mlr_divide_by_num_levels": (False, ("multi_level_low_rank", "bilinear_MLR")),
-    "mlr_block_divide_by_num_levels": (False, ("multi_level_low_rank",)),
-    "mlr_block_size_list": ("default", ("multi_level_low_rank",)),
-    "bilinear_mlr_muP_attn_logits_scaling": (False, ("bilinear_MLR",)),
-    "bilinear_btt_muP_attn_logits_scaling": (False, ("bilinear_BTT", "bilinear_MLBTC")),
-    "btt_tt_rank": (1, ("bilinear_BTT", "bilinear_MLBTC")),
-    "mlbtc_family": ("btt", ("bilinear_MLBTC",)),
-    "mlbtc_levels": ("", ("bilinear_MLBTC",)),
-    "mlbtc_rank": (1, ("bilinear_MLBTC",)),
-    "mlbtc_blocks": (1, ("bilinear_MLBTC",)),
-}  # the paper's commands give mlr_rank_list, sliding_block_size and gswa_rank_list to every structure
 
 
 @dataclass
-class StructureSettings:
-    token_mixing_struct: str = setting("low_rank", "scoring function; structured/scoring.py lists them")
+class PaperSettings:
+    """What the paper's commands say of a model."""
+
+    token_mixing_struct: str = setting("low_rank", "scoring function; structured/scorings lists them")
     link_function: str = setting("softmax", "softmax, or identity: masked scores used as they are")
     n_layer: int = setting(6, "number of blocks")
     n_head: int = setting(-1, "number of heads; -1: d_model / d_head")
@@ -57,14 +41,19 @@ class StructureSettings:
     bilinear_mlr_muP_attn_logits_scaling: bool = setting(False, "bilinear MLR scores times a further 8/sqrt(r_l p_l)")
     bilinear_btt_muP_attn_logits_scaling: bool = setting(False, "bilinear BTT and MLBTC scale 1/D instead of 1/sqrt(D)")
     btt_tt_rank: int = setting(1, "tt-rank s of bilinear BTT")
-    mlbtc_family: str = setting("btt", "family of bilinear MLBTC; FAMILIES in structured/mlbtc.py lists them")
     mlbtc_levels: str = setting("", "bilinear MLBTC's levels \"p:p':inner[:stride]|...\" instead of a family")
-    mlbtc_rank: int = setting(1, "rank of the MLBTC families low_rank and block_low_rank")
-    mlbtc_blocks: int = setting(1, "number of blocks of the MLBTC family block_low_rank")
     sliding_block_size: int = setting(512, "window W: a token sees itself and the W before it")
     gswa_rank_list: str = setting("32|32", "GSWA's ranks, global|window; they add up to the head width")
     sequential_GSWA_layer_list: str = setting("MHA|SWA|SWA|MHA|SWA|SWA", "kind of every layer, MHA or SWA")
     attention_backend: str = setting("auto", "MLR: triton, blockwise, dense; window: flex, blockwise, dense", free=True)
+
+
+OwnSettings = own_settings("OwnSettings", lambda field: "help" in field.metadata, frozen=False)
+
+
+@dataclass
+class StructureSettings(OwnSettings, PaperSettings):
+    """What a model is: the paper's settings, and those that scoring functions declare with `option`."""
 
     def model_config(self, *, block_size=None, causal=True):
         """The typed configuration; raises BadInput for one that cannot be."""
@@ -103,17 +92,15 @@ class StructureSettings:
             gswa_ranks=parse_list(self.gswa_rank_list, "gswa_rank_list") if gswa else (),
             layer_kinds=parse_list(kinds, "sequential_GSWA_layer_list", str) if sequential else (),
             btt_rank=self.btt_tt_rank,
-            mlbtc_family=self.mlbtc_family,
             mlbtc_levels=_parse_levels(self.mlbtc_levels) if explicit else (),
-            mlbtc_rank=self.mlbtc_rank,
-            mlbtc_blocks=self.mlbtc_blocks,
             backend=self.attention_backend,
+            **{f.name: getattr(self, f.name) for f in fields(OwnSettings)},
         )
         return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)
 
     def _refuse_foreign(self):
         """BadInput for a setting that the chosen structure cannot obey."""
-        for name, (everywhere, structures) in ONLY_FOR.items():
+        for name, (everywhere, structures) in only_for().items():
             value = getattr(self, name)
             if value != everywhere and self.token_mixing_struct in STRUCTURES.keys() - {*structures}:
                 raise BadInput(
@@ -147,6 +134,19 @@ class StructureSettings:
         if self.mlr_block_divide_by_num_levels:
             return "shared"
         return "levels" if self.mlr_divide_by_num_levels else "none"
+
+
+def only_for():
+    """{setting: (the value that every structure takes, the structures that take others)}, as the structures declare it.
+
+    The paper's commands give mlr_rank_list, sliding_block_size and gswa_rank_list to every structure.
+    """
+    found = {}
+    for structure, scoring in STRUCTURES.items():
+        own = {f.name for f in fields(scoring.Settings)} & {f.name for f in fields(OwnSettings)}
+        for name in {*scoring.FLAGS} | own:
+            found.setdefault(name, []).append(structure)
+    return {f.name: (f.default, found[f.name]) for f in fields(StructureSettings) if f.name in found}
 
 
 @dataclass
