@@ -152,11 +152,11 @@ CASES = [
     Case("SDPA", "math", partial(sdpa, backend=SDPBackend.MATH), "standard", dense=True),
     Case("FlexAttention", "standard", flex, "standard", cuda=True),
     Case("FlexAttention", "window", flex, "window", cuda=True),
-    Case("standard", "auto", structured.functional, "standard"),
+    Case("standard", "auto", structured.attention, "standard"),
     *ours("MLR", structured.mlr_attention, "triton", "blockwise", "dense"),
     *ours("window", structured.window_attention, "flex", "blockwise", "dense"),
     *ours("GSWA", structured.gswa_attention, "auto"),
-    Case("bilinear BTT", "auto", shared_query(structured.functional), "bilinear BTT"),
+    Case("bilinear BTT", "auto", shared_query(structured.attention), "bilinear BTT"),
 ]
 STRUCTURES = tuple(dict.fromkeys(case.structure for case in CASES))
 COLUMNS = {  # key: (width, format); AttentionSettings says what they are

@@ -211,7 +211,8 @@ def test_parameters_are_counted():
 
 def test_roles_set_size_and_learning_rate():
     """The table of DESIGN 6 on a model that has every kind of parameter."""
-    model = InContextRegressor(config("bilinear_BTT", d_model=64, n_head=2), n_dims=5)
+    biased = dataclasses.replace(config("bilinear_BTT", d_model=64, n_head=2), bias=True)
+    model = InContextRegressor(biased, n_dims=5)
     torch.manual_seed(0)
     initialise(model)
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in param_groups(model, 1.0, 0.1) for p in g["params"]}
@@ -223,8 +224,8 @@ def test_roles_set_size_and_learning_rate():
         "trunk.ln_f.weight": (None, 1.0, False),
         "trunk.h.0.attn.value.weight": (64**-0.5, 768 / 64, True),
         "trunk.h.0.attn.c_proj.weight": (0.0, 768 / 64, True),
-        "trunk.h.0.attn.scoring.key.levels.0.0.weight": (8**-0.5, 768 / 8, True),
-        "trunk.h.0.attn.scoring.key.levels.0.2.weight": (8**-0.5, 768 / 8, True),
+        "trunk.h.0.attn.scoring.key.levels.0.0.weight": (16**-0.5, 768 / 16, True),
+        "trunk.h.0.attn.scoring.key.levels.0.2.weight": (4**-0.5, 768 / 4, True),
         "trunk.h.0.mlp.c_fc.weight": (64**-0.5, 768 / 64, True),
         "trunk.h.0.mlp.c_proj.weight": (0.0, 768 / 256, True),
         "read_out.weight": (0.0, 768 / 64, True),
