@@ -13,16 +13,45 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest
 
-figures: .venv/ready
+# every picture of results/, each also by its name: make results/lm_scaling.png
+FIGURES := $(addprefix results/,$(addsuffix .png,recall language_modelling icl_examples lm_scaling lm_curves lm_levels \
+	lm_levels_256 attention_speed ts_horizon ts_forecasts))
+LM := results/language_modeling
+EIGHT_LEVELS := --only block_size=1024 --only "mlr_rank_list=32|8|6|4|4|4|4|2"
+
+figures: $(FIGURES)
+
+.PHONY: $(FIGURES)
+$(FIGURES): .venv/ready
+
+results/recall.png:
 	$(BIN)/python plots/demo.py results/demo --out results
-	$(BIN)/python plots/lm_compute.py results/language_modeling/*_lr0.003_seed[12] --only max_iters=10000 --only block_size=1024 --only "mlr_rank_list=32|8|6|4|4|4|4|2" --fit --x=non_emb_compute --x=gpu_seconds --widths --out results/lm_scaling.png
-	$(BIN)/python plots/lm_curves.py results/language_modeling --only max_iters=100000 --only "validation=random windows" --out results/lm_curves.png
-	$(BIN)/python plots/lm_levels.py results/lm_levels --out results/lm_levels.png
-	$(BIN)/python plots/lm_levels.py results/language_modeling/*_d256_lr0.003_seed1 --only token_mixing_struct=low_rank --only token_mixing_struct=multi_level_low_rank --only block_size=1024 --out results/lm_levels_256.png
-	$(BIN)/python plots/attention_speed.py results/bench/attention_h200.json --out results/attention_speed.png
-	$(BIN)/python plots/ts_horizon.py results/time_series --out results/ts_horizon.png
-	$(BIN)/python plots/ts_forecasts.py --record=results/ts_forecasts.json --out results/ts_forecasts.png
-	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --out results/icl_examples.png
+
+results/language_modelling.png: results/recall.png
+
+results/icl_examples.png:
+	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --out $@
+
+results/lm_scaling.png:
+	$(BIN)/python plots/lm_compute.py $(LM)/*_lr0.003_seed[12] --only max_iters=10000 $(EIGHT_LEVELS) --fit --x=non_emb_compute --x=gpu_seconds --widths --out $@
+
+results/lm_curves.png:
+	$(BIN)/python plots/lm_curves.py $(LM) --only max_iters=100000 --only "validation=random windows" --out $@
+
+results/lm_levels.png:
+	$(BIN)/python plots/lm_levels.py results/lm_levels --out $@
+
+results/lm_levels_256.png:
+	$(BIN)/python plots/lm_levels.py $(LM)/*_d256_lr0.003_seed1 --only token_mixing_struct=low_rank --only token_mixing_struct=multi_level_low_rank --only block_size=1024 --out $@
+
+results/attention_speed.png:
+	$(BIN)/python plots/attention_speed.py results/bench/attention_h200.json --out $@
+
+results/ts_horizon.png:
+	$(BIN)/python plots/ts_horizon.py results/time_series --out $@
+
+results/ts_forecasts.png:
+	$(BIN)/python plots/ts_forecasts.py --record=results/ts_forecasts.json --out $@
 
 # the tables of README.md and results/README.md, and results/ts_table.md; `plots/readme.py --check` compares
 tables: .venv/ready

@@ -5,7 +5,7 @@ import importlib.util
 import io
 import sys
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -199,7 +199,7 @@ def peer_step(module, cfg, device, width, batch, path):
     """A step as nanoGPT's train.py takes it: its optimizer, the next batch asked for before the backward pass."""
     allow_tf32(cfg.tf32)
     torch.manual_seed(cfg.seed)
-    n_head = next(iter(cfg.model_configs(d_model=width).values())).scoring.n_head  # that of every structure
+    n_head = replace(cfg, d_model=width).heads()
     sizes = dict(n_layer=cfg.n_layer, n_head=n_head, n_embd=width, block_size=cfg.block_size)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its number of parameters
         model = module.GPT(module.GPTConfig(**sizes, vocab_size=CHARACTERS["vocab_size"], dropout=0.0, bias=False))

@@ -117,10 +117,10 @@ def speed():
 
 
 SECTIONS = {
-    "in-context": (in_context, "[In-context regression](#in-context-regression)"),
-    "language": (language, "[Language modelling](#language-modelling)"),
-    "series": (series, "[Time series](#time-series)"),
-    "speed": (speed, "[Speed](#speed)"),
+    "in-context": (in_context, "[In-context regression](results/icl_regression/README.md)"),
+    "language": (language, "[Language modelling](results/language_modeling/README.md)"),
+    "series": (series, "[Time series](results/time_series/README.md)"),
+    "speed": (speed, "[Speed](results/bench/README.md)"),
 }
 
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from training.errors import BadInput, command  # noqa: E402
 
-FILES = ("README.md", "results/README.md", "results/demo/README.md")
+PAGES = ("demo", "icl_regression", "language_modeling", "time_series", "bench")
+FILES = ("README.md", "results/README.md", *(f"results/{page}/README.md" for page in PAGES))
 BLOCK = re.compile(r"(<!-- (if recorded: )?plots/(\w+)\.py (.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PENDING = "*No such run is recorded yet.*"
 

@@ -211,7 +211,8 @@ def test_parameters_are_counted():
 
 def test_roles_set_size_and_learning_rate():
     """The table of DESIGN 6 on a model that has every kind of parameter."""
-    model = InContextRegressor(config("bilinear_BTT", d_model=64, n_head=2), n_dims=5)
+    biased = dataclasses.replace(config("bilinear_BTT", d_model=64, n_head=2), bias=True)
+    model = InContextRegressor(biased, n_dims=5)
     torch.manual_seed(0)
     initialise(model)
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in param_groups(model, 1.0, 0.1) for p in g["params"]}

@@ -88,6 +88,7 @@ def test_patches(capsys):
     made = {(cfg.token_mixing_struct, cfg.horizon, cfg.seed) for cfg in cfgs}
     assert len(made) == 27
     told = {"token_mixing_struct", "horizon", "seed", "out_dir", "mlr_rank_list", "mlr_block_divide_by_num_levels"}
+    told |= {"mha_SP_attn_logits_scaling"}  # the scale of MLR attention is 1/rank
     alike = [{k: v for k, v in vars(cfg).items() if k not in told | {"sliding_block_size"}} for cfg in cfgs]
     assert all(settings == alike[0] for settings in alike)
     for cfg in cfgs:

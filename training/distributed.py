@@ -13,7 +13,6 @@ nobody to ask, and each method gives back what it was given.
 
 import contextlib
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 from model import Block
 from training.devices import pick_device
 from training.errors import BadInput
+from training.launched import place
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}  # device type: what "auto" takes
 
@@ -50,14 +50,8 @@ class World:
 
     @classmethod
     def from_environment(cls, env=os.environ):
-        """The variables of torchrun, or those of srun where MASTER_ADDR says that its tasks belong together."""
-        if "WORLD_SIZE" in env:
-            return cls(*(int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-        if "MASTER_ADDR" in env and "SLURM_STEP_NUM_TASKS" in env:
-            rank, size, local_rank = (int(env[f"SLURM_{n}"]) for n in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
-            on_first_node = re.match(r"\d+", env["SLURM_STEP_TASKS_PER_NODE"])[0]  # "4(x2)": 4 on each of 2
-            return cls(rank, size, local_rank, int(on_first_node))
-        return cls()
+        """As torchrun or srun started this process."""
+        return cls(*place(env))
 
     def share(self, micro_batches, rows):
         """This process's part of a step of `micro_batches` times `rows`. BadInput if neither can be divided."""

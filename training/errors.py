@@ -4,6 +4,7 @@ import functools
 import sys
 
 from structured.errors import BadInput
+from training.launched import place
 
 __all__ = ["BadInput", "WriteError", "command", "fail"]
 
@@ -14,9 +15,7 @@ class WriteError(OSError):
 
 def fail(message, status):
     """End the process; among the processes of a node, the first says why."""
-    from training.distributed import World  # which imports this module
-
-    if World.from_environment().local_rank == 0:
+    if place().local_rank == 0:
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 

@@ -74,7 +74,7 @@ class StructureSettings(OwnSettings, PaperSettings):
         scoring = ScoringConfig(
             structure=chosen,
             d_model=self.d_model,
-            n_head=self._heads(),
+            n_head=self.heads(),
             block_size=self.block_size if block_size is None else block_size,
             n_kv_head=self._or_none("n_kv_head"),
             d_qk_head=self._or_none("d_qk_head"),
@@ -100,15 +100,14 @@ class StructureSettings(OwnSettings, PaperSettings):
 
     def _refuse_foreign(self):
         """BadInput for a setting that the chosen structure cannot obey."""
-        for name, (everywhere, structures) in only_for().items():
-            value = getattr(self, name)
-            if value != everywhere and self.token_mixing_struct in STRUCTURES.keys() - {*structures}:
+        for name, everywhere in foreign(self.token_mixing_struct).items():
+            if (value := getattr(self, name)) != everywhere:
                 raise BadInput(
                     f"{name} is {value}, {self.token_mixing_struct} takes {everywhere!r} only; "
-                    f"other values are for {', '.join(structures)}"
+                    f"other values are for {', '.join(only_for()[name][1])}"
                 )
 
-    def _heads(self):
+    def heads(self):
         """Number of heads, from n_head, d_head or both, which then have to agree."""
         n_head = self._or_none("n_head")
         d_head = self._or_none("d_head") or (DEFAULT_HEAD if n_head is None else None)
@@ -147,6 +146,12 @@ def only_for():
         for name in {*scoring.FLAGS} | own:
             found.setdefault(name, []).append(structure)
     return {f.name: (f.default, found[f.name]) for f in fields(StructureSettings) if f.name in found}
+
+
+def foreign(structure):
+    """{setting: the one value that the structure takes} of the settings that are for other structures."""
+    known = structure in STRUCTURES
+    return {name: value for name, (value, structures) in only_for().items() if known and structure not in structures}
 
 
 @dataclass

@@ -43,7 +43,7 @@ STRUCTURES = {"standard": [], "mlr": [MLR]}  # name: config files and flags on t
 PATCH_STRUCTURES = {
     "standard": [],
     "window": ["--token_mixing_struct=low_rank_with_sliding_window", "--sliding_block_size=5"],
-    "mlr": [MLR, "--mlr_rank_list=2|1|1"],
+    "mlr": [MLR, "--mlr_rank_list=2|1|1", "--mha_SP_attn_logits_scaling=False"],
 }  # of 42 patches: 5 on either side; blocks of 42, 22 and 11
 HORIZONS = (96, 192, 336)
 RATES = (2e-4, 5e-3, 1e-5)
