@@ -32,7 +32,7 @@ class Settings:
     temperature: float = setting(0.8, "below 1 less random, above 1 more; 0 takes the likeliest token")
     top_k: int = setting(200, "only the k likeliest tokens are drawn; 0: all")
     seed: int = setting(1337, "seed of the draws")
-    use_cache: bool = setting(True, "keep keys and values; False recomputes the whole context at every token")
+    use_cache: bool = setting(True, "keep keys and values where there is a cache; False: recompute at every token")
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the GPU if there is one")
     dtype: str = setting("float32", "precision: float32, bfloat16 or float16")
 
@@ -79,7 +79,7 @@ def main(argv=None):
             temperature=cfg.temperature,
             top_k=cfg.top_k or None,
             generator=generator,
-            use_cache=cfg.use_cache,
+            use_cache=None if cfg.use_cache else False,
         )
     for tokens in out:
         print(decode(tokens))

@@ -14,17 +14,18 @@ from structured import transforms
 
 def attend(q, k, v, mask, *, scale, link="softmax", dropout=0):
     """Standard attention to the keys that `mask` (T, T) shows, or to all."""
-    return _attend(lambda q, k: low_rank_scores(q, k, scale), q, k, v, mask, link, dropout)
+    return attend_by(lambda q, k: low_rank_scores(q, k, scale), q, k, v, mask, link=link, dropout=dropout)
 
 
 def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", dropout=0):
     """MLR attention with any blocks."""
     mask = visible(q, causal)
-    return _attend(lambda q, k: mlr_scores(q, k, ranks, block_sizes, weighting), q, k, v, mask, link, dropout)
+    options = dict(link=link, dropout=dropout)
+    return attend_by(lambda q, k: mlr_scores(q, k, ranks, block_sizes, weighting), q, k, v, mask, **options)
 
 
-def _attend(scores, q, k, v, mask, link, dropout):
-    """Mix the values by scores(q, k) (B, H, T, T)."""
+def attend_by(scores, q, k, v, mask, *, link="softmax", dropout=0):
+    """Mix the values by scores(q, k) (B, H, T, T), of one key a query head, over the keys that `mask` shows."""
     dtype = v.dtype
     with without_autocast(q.device):
         q, k, v = (precise(x) for x in (q, k, v))

@@ -156,7 +156,8 @@ def dot_scale(m, width):
 
 
 def mixed(scores, v, cfg):
-    return weights(scores, all_pairs(scores.shape[-1], cfg.causal), cfg.link) @ v
+    w = weights(scores, all_pairs(scores.shape[-1], cfg.causal), cfg.link)
+    return w @ for_every_head(v, scores.shape[1])
 
 
 def low_rank(m, x, v):

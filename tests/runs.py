@@ -16,6 +16,9 @@ from data.ett import COLUMNS, DTYPE, SPLITS
 from training.configurator import configure
 
 EXAMPLES = {key: value for scoring in structured.STRUCTURES.values() for key, value in scoring.EXAMPLE.items()}
+CACHED = [  # structures that generate with a cache; of a family of layers, all do
+    name for name, scoring in structured.STRUCTURES.items() if getattr(scoring, "cache_type", "the layers'") is not None
+]
 FLAG_OF = {  # field of an example: the paper's name
     "ranks": "mlr_rank_list", "window": "sliding_block_size", "gswa_ranks": "gswa_rank_list",
     "layer_kinds": "sequential_GSWA_layer_list", "btt_rank": "btt_tt_rank",
