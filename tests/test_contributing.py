@@ -11,7 +11,7 @@ from textwrap import indent
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("structured", "training", "data", "plots", "benchmarks", "tests", "pyproject.toml")
+FOLDERS = ("structured", "training", "data", "plots", "benchmarks", "tests")
 BLOCK = re.compile(
     r"^(A new file|One line of `(?P<table>\w+)` in|Above `(?P<name>\w+)` in|At the end of) `(?P<path>[\w/.]+)`:\n\n"
     r"```python\n(?P<code>.*?)```$",
@@ -43,11 +43,11 @@ def apply(block, folder):
 def copy(tmp_path_factory):
     """A copy of the repository with all blocks applied."""
     folder = tmp_path_factory.mktemp("copy")
-    for name in (*COPIED, *(path.name for path in ROOT.glob("*.py"))):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.bin"))
-        else:
-            shutil.copy(ROOT / name, folder / name)
+    sources = [path for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
+    for path in (*sources, *ROOT.glob("*.py"), ROOT / "pyproject.toml"):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
     page = (ROOT / "CONTRIBUTING.md").read_text()
     blocks = list(BLOCK.finditer(page))
     assert len(blocks) == page.count("```python"), "every block says where it goes"
@@ -98,4 +98,6 @@ def test_a_setting_of_one_structure_is_refused_for_the_others(copy):
     done = subprocess.run(argv, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: alibi_steepness is 4.0, low_rank takes 8.0 only; other values are for alibi\n"
-    assert "--alibi_steepness" in run(copy, "train.py", "--help")
+    said = run(copy, "train.py", "--help")
+    assert re.search(r"--alibi_steepness +float +ALiBi: .* \[8.0\]", said)
+    assert "bilinear_MLBTC, alibi ['low_rank']" in said

@@ -10,6 +10,7 @@ from torch import nn
 
 from structured import STRUCTURES, BadInput, ScoringConfig, build_scoring, reference
 from structured.mlbtc import FAMILIES
+from structured.scorings import own_settings
 
 BASE = ScoringConfig(
     structure="low_rank", d_model=24, n_head=3, block_size=16, **EXAMPLES | dict(mlbtc_rank=2, mlbtc_blocks=3)
@@ -159,3 +160,25 @@ def test_what_is_longer_than_block_size_is_refused(structure):
         assert out.shape == (B, 3, T, 8)
         out.sum().backward()
         assert all(p.grad is None or not p.grad.any() for p in m.parameters())
+
+
+def test_structures_that_share_a_setting_declare_it_alike(monkeypatch):
+    class Wider(STRUCTURES["low_rank_with_sliding_window"]):
+        @dataclasses.dataclass(frozen=True)
+        class Settings:
+            window: int = 7
+
+    monkeypatch.setitem(STRUCTURES, "wider", Wider)
+    with pytest.raises(TypeError, match=r"Wider declares window as .* 7, .*, another as .* 0, "):
+        own_settings("OwnSettings")
+
+
+def test_a_configuration_has_what_the_structures_declare():
+    """Each under its own name and nothing else, beside what all share."""
+    shared = {"structure", "d_model", "n_head", "block_size", "n_kv_head", "d_qk_head", "causal", "link", "qk_norm",
+              "bias", "dropout", "backend"}  # fmt: skip
+    own = {f.name for scoring in STRUCTURES.values() for f in dataclasses.fields(scoring.Settings)}
+    assert {f.name for f in dataclasses.fields(ScoringConfig)} == shared | own
+    for structure, scoring in STRUCTURES.items():
+        assert scoring.EXAMPLE.keys() <= {f.name for f in dataclasses.fields(scoring.Settings)}, structure
+        ScoringConfig(structure, d_model=16, n_head=2, block_size=16, **scoring.EXAMPLE)

@@ -21,7 +21,7 @@ DEFAULT_HEAD = 64  # the paper's language models
 class PaperSettings:
     """What the paper's commands say of a model."""
 
-    token_mixing_struct: str = setting("low_rank", "scoring function; structured/scorings lists them")
+    token_mixing_struct: str = setting("low_rank", f"scoring function: {', '.join(STRUCTURES)}")
     link_function: str = setting("softmax", "softmax, or identity: masked scores used as they are")
     n_layer: int = setting(6, "number of blocks")
     n_head: int = setting(-1, "number of heads; -1: d_model / d_head")
