@@ -22,6 +22,7 @@ import numpy as np
 
 import structured
 from training.errors import BadInput
+from training.records import read_metrics, read_record
 
 STRUCTURES = {  # token_mixing_struct: (name, colour, marker)
     structure: (scoring.label, scoring.colour, scoring.marker) for structure, scoring in structured.STRUCTURES.items()
@@ -168,26 +169,8 @@ class Run:
 
 def load_run(folder):
     """The run in a folder, finished or not; a last line of metrics cut short by a kill is left out."""
-    folder, path = Path(folder), Path(folder) / "run.json"
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({type(error).__name__}); make its run again") from None
-    lacking = [k for k in ("command", "argv", "settings", "status") if k not in record]
-    if lacking:
-        raise BadInput(f"{path} is not the record of a run: it has no {', '.join(lacking)}")
-    return Run(folder, record, _read_lines(folder / "metrics.jsonl"))
-
-
-def _read_lines(path):
-    texts, lines = path.read_text().splitlines() if path.exists() else [], []
-    for number, text in enumerate(texts, 1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            if number < len(texts):
-                raise BadInput(f"{path}, line {number} is damaged") from None
-    return lines
+    folder = Path(folder)
+    return Run(folder, read_record(folder), read_metrics(folder))
 
 
 def find_runs(paths, script="train.py"):

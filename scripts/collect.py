@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from plots.records import find_runs  # noqa: E402
 from training.errors import BadInput, command  # noqa: E402
+from training.records import read_record  # noqa: E402
 
 LONG = ("eval_pointwise/loss", "baselines")
 PLACES = ("config", "data", "out")  # folders of the repository that a path is shortened to
@@ -80,7 +81,7 @@ def check_free(folder, record):
     """Raises BadInput if the folder holds another run than the one of this record."""
     path = folder / "run.json"
     if path.exists():
-        there = json.loads(path.read_text())
+        there = read_record(folder)
         if any(there.get(name) != record.get(name) for name in ("started", "settings")):
             raise BadInput(f"{folder} holds another run, started {there.get('started')}; remove it or rename yours")
     elif folder.exists():

@@ -401,9 +401,10 @@ def test_array_does_not_requeue_what_was_not_asked_to_stop(status, tmp_path, mon
 
 
 def test_what_the_readme_reads_its_quick_start_has_made(monkeypatch):
-    """The folders of sample.py and evaluate_ICL.py are those of its tiny runs."""
+    """The folders of sample.py and evaluate_ICL.py, here and in scripts/README.md, are those of its tiny runs."""
     monkeypatch.chdir(ROOT)
-    lines = (ROOT / "README.md").read_text().replace("\\\n", "").splitlines()
+    pages = "\n".join((ROOT / name).read_text() for name in ("README.md", "scripts/README.md"))
+    lines = pages.replace("\\\n", "").splitlines()
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("    python ")]
     tiny = [c for c in commands if c[0] in ("train.py", "train_ICL.py") and "tiny" in c[1]]
     made = {settings(shlex.join(["python", *c]))[0].out_dir for c in tiny}

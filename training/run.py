@@ -18,6 +18,7 @@ import torch
 from training.configurator import differences
 from training.devices import device_name, synchronise
 from training.errors import BadInput, WriteError
+from training.records import read_metrics
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,11 +56,12 @@ class Run:
             if self.folder.exists() and not self.folder.is_dir():
                 raise BadInput(f"out_dir {self.folder} is a file")
             earlier = self._read_record().get("settings")
-            if earlier and not cfg.overwrite:  # begun, and stopped before its first checkpoint
+            if isinstance(earlier, dict) and not cfg.overwrite:  # begun, and stopped before its first checkpoint
                 self._refuse_other(earlier, self.folder / "run.json")
             return None
         saved = load_checkpoint(path)
         self._refuse_other(saved["settings"], path)
+        self.earlier_metrics = read_metrics(self.folder)  # a damaged line is refused before anything is written
         return saved
 
     def _refuse_other(self, saved, path):
@@ -156,10 +158,12 @@ class Run:
                 self.wandb.finish()
 
     def _read_record(self):
+        """What run.json holds, as far as it can be read: a damaged one does not stop a resume."""
         try:
-            return json.loads((self.folder / "run.json").read_text())
+            record = json.loads((self.folder / "run.json").read_text())
         except (OSError, ValueError):
             return {}
+        return record if isinstance(record, dict) else {}
 
     def _write_record(self):
         with self._writing("run.json") as path, replacing(path) as f:
@@ -176,8 +180,7 @@ class Run:
 
     def _forget_metrics_after(self, step):
         """Drop what a killed run logged beyond its checkpoint, a half-written last line included."""
-        path = self.folder / "metrics.jsonl"
-        kept = [json.dumps(m) for m in read_metrics(path) if m["step"] <= step] if path.exists() else []
+        kept = [json.dumps(line) for line in self.earlier_metrics if line["step"] <= step]
         with self._writing("metrics.jsonl") as path, replacing(path) as f:
             f.write("".join(line + "\n" for line in kept).encode())
 
@@ -293,15 +296,6 @@ def load_weights(model, weights, path):
             shapes = [str(tuple(s[name].shape)) if name in s else "nothing" for s in (weights, want)]
             raise BadInput(f"{path}: the checkpoint has {shapes[0]} for {name}, the model {shapes[1]}")
     model.load_state_dict(weights)
-
-
-def read_metrics(path):
-    """The lines of a metrics.jsonl as dicts; a line cut short by a kill is left out."""
-    lines = []
-    for line in Path(path).read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
 
 
 def _versions():

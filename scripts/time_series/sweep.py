@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.grid import GridSettings, finished, folder, show
 from training.configurator import configure, setting
 from training.errors import BadInput, command
-from training.run import read_metrics
+from training.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "config/ts_configs"
@@ -102,7 +102,7 @@ def commands(cfg, script, runs):
 
 def outcome(path):
     """The evaluation of lowest validation error in a run's folder; the test errors have no say."""
-    evaluations = [line for line in read_metrics(path / "metrics.jsonl") if "val/mse" in line]
+    evaluations = [line for line in read_metrics(path) if "val/mse" in line]
     return min(evaluations, key=error)
 
 
