@@ -37,9 +37,10 @@ class Cost(NamedTuple):
 class Structure:
     """What commands, tests and figures know of a scoring function.
 
-    label, colour, marker: in figures and tables. Settings: the fields of ScoringConfig that are its own. FLAGS: those
-    of the paper's settings that only some structures obey, and this one does (training/settings.py). EXAMPLE: fields
-    that a head of 8 features and sequences of 16 tokens need, as the tests build it.
+    label, colour, marker: in figures and tables; the colours are after Okabe and Ito, apart in grey print too.
+    Settings: the fields of ScoringConfig that are its own. FLAGS: those of the paper's settings that only some
+    structures obey, and this one does (training/settings.py). EXAMPLE: fields that a head of 8 features and sequences
+    of 16 tokens need, as the tests build it.
     """
 
     label: ClassVar[str]
