@@ -1,5 +1,6 @@
 """CONTRIBUTING.md: its code blocks, applied to a copy of the repository, add what the page says they add."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -57,7 +58,9 @@ def copy(tmp_path_factory):
 
 
 def run(folder, *argv):
-    done = subprocess.run([sys.executable, *map(str, argv)], cwd=folder, capture_output=True, text=True, timeout=120)
+    own = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # not those of these tests
+    command = [sys.executable, *map(str, argv)]
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
