@@ -90,7 +90,7 @@ class LanguageModelling(Experiment):
         """Mean loss over the validation text, the same windows for every run whatever its seed and batch size."""
         inputs, targets = self.validation
         counts = [int((part != IGNORED).sum()) for part in targets]
-        losses = torch.zeros(len(counts), dtype=torch.float64, device=self.device)
+        losses = torch.zeros(len(counts), device=self.device)
         for i in self.world.part(len(counts)):
             x, y = to_device(inputs[i], self.device).long(), to_device(targets[i], self.device)
             with self.context():
