@@ -3,13 +3,12 @@
     python train.py config/struct_configs/tiny_mlr.py
     python train.py config/struct_configs/train_struct_gpt2.py --d_model=256 --token_mixing_struct=multi_level_low_rank
 
-From top to bottom: the settings, where batches come from, what a loss and an evaluation are. The loop itself is in
-training/loop.py. On one GPU a step, all its micro-batches, is a CUDA graph (training/capture.py); on the CPU, in
-float16 and with several processes it is run as it is.
+From top to bottom: the settings, the loss, the evaluation, the learning rate, and the run: its data, model, optimizer,
+step and loop. What is due around a step (records, checkpoints, resumes, stops) is in training/loop.py. On one GPU a
+step, all its micro-batches, is a CUDA graph (training/capture.py); on the CPU, in float16 and with several processes
+it is called as it is.
 """
 
-import functools
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +21,10 @@ from data.windows import IGNORED, WindowStream, draw_windows, text_windows, to_d
 from model import GPT
 from training.configurator import configure, setting
 from training.errors import BadInput, command
-from training.loop import Experiment
+from training.loop import Loop, LossMeter, counted
+from training.optimizer import Optimizer
+from training.process import Process
+from training.run import Run
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
 
@@ -57,92 +59,109 @@ class Settings(RunSettings, StructureSettings):
     )
 
 
-class LanguageModelling(Experiment):
-    """Next-token prediction; losses in nats per token."""
+def losses(network, windows):
+    """Cross-entropy of every token but the first of the windows (B, block_size + 1), in nats per token."""
+    windows = windows.long()
+    return {"train/loss": network(windows[:, :-1], windows[:, 1:])[1]}
 
-    def __init__(self, cfg):
-        model_cfg = cfg.model_config()
-        self.corpus = load_corpus(Path(cfg.data_dir) / cfg.dataset, cfg.block_size)
-        super().__init__(cfg, "train.py", lambda: GPT(model_cfg, self.corpus.vocab_size), cfg.init_lr)
-        self.stream = WindowStream(self.step_windows, cfg.max_iters, self.device)
-        if self.run.saved and self.run.saved["corpus"]["sha256"] != self.corpus.meta["sha256"]:
-            raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the corpus that {self.run.folder} was trained on")
 
-    def step_windows(self, steps):
-        """This process's random windows of consecutive steps, inputs and targets in one.
+def validation_windows(corpus, cfg):
+    """`text_windows` in batches of batch_size; the last one is filled up with windows that do not count."""
+    inputs, targets = text_windows(corpus.val, cfg.block_size, EVAL_WINDOWS * cfg.eval_iters)
+    room = ((0, -len(inputs) % cfg.batch_size), (0, 0))
+    inputs, targets = np.pad(inputs, room), np.pad(targets, room, constant_values=IGNORED)
+    shape = -1, cfg.batch_size, cfg.block_size
+    return inputs.reshape(shape), targets.reshape(shape)
 
-        (steps, micro-batches, rows, block_size + 1)
-        """
-        cfg, share = self.cfg, self.share
-        indices = [step * self.micro_batches + micro for step in steps for micro in share.micro_batches]
-        batch = dict(seed=cfg.seed, batch_size=cfg.batch_size, rows=share.rows)
-        windows = draw_windows(self.corpus.train, cfg.block_size + 1, indices=indices, **batch)
-        return windows.reshape(len(steps), len(share.micro_batches), *windows.shape[1:])
 
-    def inputs(self, step):
-        return self.stream.at(step).unbind()
+def evaluate(network, windows, process):
+    """Mean loss over the validation text, the same windows for every run whatever its seed and batch size."""
+    inputs, targets = windows
+    counts = [int((part != IGNORED).sum()) for part in targets]
+    means = torch.zeros(len(counts), device=process.device)
+    for i in process.world.part(len(counts)):
+        x, y = to_device(inputs[i], process.device).long(), to_device(targets[i], process.device)
+        with process.autocast():
+            means[i] = network(x, y)[1]
+    total = sum(loss * n for loss, n in zip(process.world.collect(means).tolist(), counts, strict=True))
+    return {"val/loss": total / sum(counts), "val/tokens": sum(counts)}
 
-    def losses(self, network, windows):
-        windows = windows.long()
-        return {"train/loss": network(windows[:, :-1], windows[:, 1:])[1]}
 
-    def evaluate(self):
-        """Mean loss over the validation text, the same windows for every run whatever its seed and batch size."""
-        inputs, targets = self.validation
-        counts = [int((part != IGNORED).sum()) for part in targets]
-        losses = torch.zeros(len(counts), device=self.device)
-        for i in self.world.part(len(counts)):
-            x, y = to_device(inputs[i], self.device).long(), to_device(targets[i], self.device)
-            with self.context():
-                losses[i] = self.network(x, y)[1]
-        total = sum(loss * n for loss, n in zip(self.world.collect(losses).tolist(), counts, strict=True))
-        return {"val/loss": total / sum(counts), "val/tokens": sum(counts)}
+def headline(metrics):
+    return f"val loss {metrics['val/loss']:.4f}", metrics["val/loss"]
 
-    @functools.cached_property
-    def validation(self):
-        """`text_windows` in batches of batch_size; the last one is filled up with windows that do not count."""
-        n, most = self.cfg.batch_size, EVAL_WINDOWS * self.cfg.eval_iters
-        inputs, targets = text_windows(self.corpus.val, self.cfg.block_size, most)
-        room = ((0, -len(inputs) % n), (0, 0))
-        inputs, targets = np.pad(inputs, room), np.pad(targets, room, constant_values=IGNORED)
-        return inputs.reshape(-1, n, self.cfg.block_size), targets.reshape(-1, n, self.cfg.block_size)
 
-    def headline(self, metrics):
-        return f"val loss {metrics['val/loss']:.4f}", metrics["val/loss"]
+def rate_factor(cfg, step):
+    """Share of the peak learning rate at a step."""
+    floor = cfg.min_lr / cfg.init_lr if cfg.decay_lr else 1.0
+    return lr_factor(step, cfg.warmup_iters, cfg.lr_decay_iters, floor)
 
-    def summary(self, means):
-        return means
 
-    def lr_factor(self, step):
-        cfg = self.cfg
-        floor = cfg.min_lr / cfg.init_lr if cfg.decay_lr else 1.0
-        return lr_factor(step, cfg.warmup_iters, cfg.lr_decay_iters, floor)
+def training(cfg, **one_of_several):
+    """The run that the settings ask for, step by step: it yields after each, so that several can take turns.
 
-    def step_cost(self, step):
-        cfg, cost = self.cfg, self.cost(self.cfg.block_size)
-        n = cfg.batch_size * cfg.gradient_accumulation_steps
-        return Counter(
-            tokens=n * cfg.block_size,
-            compute=6 * n * cost.macs,
-            non_emb_compute=6 * n * cost.non_emb,
-            paper_compute=n * cost.paper,
-        )
+    one_of_several: what training/together.py passes to `Run` then.
+    """
+    model_cfg = cfg.model_config()
+    corpus = load_corpus(Path(cfg.data_dir) / cfg.dataset, cfg.block_size)
+    process = Process(
+        cfg, micro_batches=cfg.gradient_accumulation_steps, cuda_graph=cfg.cuda_graph,
+        attention_backend=cfg.attention_backend,
+    )  # fmt: skip
+    run = Run(cfg, "train.py", process.world, **one_of_several)
+    process.join()
+    model = process.initialised(lambda: GPT(model_cfg, corpus.vocab_size))
+    network = process.network(model)
+    optimizer = Optimizer(model, cfg.init_lr, cfg, process.device)
+    meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
+    mine = process.share
 
-    def state(self):
-        return dict(super().state(), corpus=self.corpus.meta)  # sample.py decodes with it
+    def draw(steps):
+        """This process's random windows of consecutive steps: (steps, micro-batches, rows, block_size + 1)."""
+        indices = [step * cfg.gradient_accumulation_steps + micro for step in steps for micro in mine.micro_batches]
+        batch = dict(seed=cfg.seed, batch_size=cfg.batch_size, rows=mine.rows)
+        windows = draw_windows(corpus.train, cfg.block_size + 1, indices=indices, **batch)
+        return windows.reshape(len(steps), len(mine.micro_batches), *windows.shape[1:])
+
+    def train_step(step, *windows):
+        weight = 1 / len(windows)
+        for micro, part in zip(mine.micro_batches, windows, strict=True):
+            with process.micro_batch(network, step, micro):
+                with process.autocast():
+                    found = losses(network, part)
+                optimizer.backward(found["train/loss"] * weight)
+            meter.add(found, step, weight)
+        meter.add_gradient_norm(optimizer.clip(cfg.grad_clip), step)
+        optimizer.step()
+
+    validation, cost = validation_windows(corpus, cfg), model.compute(cfg.block_size)
+    sequences = cfg.batch_size * cfg.gradient_accumulation_steps
+    loop = Loop(
+        cfg, process, run, model, optimizer, meter,
+        evaluate=lambda: evaluate(network, validation, process),
+        headline=headline,
+        cost=lambda step: counted(cost, sequences, cfg.block_size),
+        state=lambda: dict(corpus=corpus.meta),  # sample.py decodes with it
+        always_save=cfg.always_save_checkpoint,
+    )  # fmt: skip
+    if run.saved and run.saved["corpus"]["sha256"] != corpus.meta["sha256"]:
+        raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the corpus that {run.folder} was trained on")
+    if cfg.eval_only:
+        print(f"step {loop.step}: {headline(loop.evaluation())[0]}")
+        process.world.leave()
+        return
+    windows, take_step = WindowStream(draw, cfg.max_iters, process.device), process.captured(train_step)
+    with loop:
+        for step in loop:
+            optimizer.set_rate(rate_factor(cfg, step))
+            take_step(step, *windows.at(step).unbind())
+            yield
 
 
 @command
 def main(argv=None):
-    cfg = configure(Settings, argv)
-    experiment = LanguageModelling(cfg)
-    if cfg.eval_only:
-        experiment.model.eval()
-        with torch.no_grad():
-            print(f"step {experiment.step}: {experiment.headline(experiment.evaluate())[0]}")
-        experiment.world.leave()
-    else:
-        experiment.fit()
+    for _ in training(configure(Settings, argv)):
+        pass
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@
 
 A prompt is x_1, y_1, x_2, y_2, ..; the model predicts every y_i from what came before it. In noisy_recall it is pairs
 and a query, one token each, and the model predicts at the query alone (data/icl_regression/layouts.py). From top to
-bottom: the settings, what a loss and an evaluation are. Prompts come from data/icl_regression, the loop is
-training/loop.py. On one GPU a step is a CUDA graph (training/capture.py); on the CPU, in float16 and with several
-processes it is run as it is.
+bottom: the settings, the loss, the evaluation, and the run: its prompts (data/icl_regression), model, optimizer, step
+and loop. What is due around a step (records, checkpoints, resumes, stops) is in training/loop.py. On one GPU a step is
+a CUDA graph (training/capture.py); on the CPU, in float16 and with several processes it is called as it is.
 """
 
 import functools
 import itertools
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -27,7 +26,10 @@ from data.icl_regression.tasks import QUERY_TASKS
 from model import InContextRegressor
 from training.configurator import configure, setting
 from training.errors import BadInput, command
-from training.loop import Experiment
+from training.loop import Loop, LossMeter, counted
+from training.optimizer import Optimizer
+from training.process import Process
+from training.run import Run
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
 
@@ -176,94 +178,27 @@ class Settings(RunSettings, StructureSettings):
         return dict(task=self.training_task, n_dims=self.n_dims, noise_std=self.noise_std, **options)
 
 
-class InContextRegression(Experiment):
-    """Mean squared error over all predictions of a prompt; predicting zero costs 1."""
+def losses(network, layout, x, y, weight):
+    """Squared error of the predictions, weighed by position, and that of predicting zero."""
+    target = y[:, layout.predicted]
+    error = (network(layout.tokens(x, y)).float() - target).square()
+    return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (target.square().mean(0) * weight).sum()}
 
-    def __init__(self, cfg):
-        self.curriculum, layout = cfg.curriculum(), cfg.layout
-        # refuse a pool that is too small and a task that cannot be
-        examples = training_examples(step=0, **cfg.pool())
-        sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=cfg.points, **cfg.task())
-        model_cfg = cfg.model_config(block_size=cfg.tokens)
-        peak_lr = cfg.training_learning_rate
-        where = layout.extra_inputs, layout.predicting
-        super().__init__(cfg, "train_ICL.py", lambda: InContextRegressor(model_cfg, cfg.n_dims, *where), peak_lr)
-        if self.run.saved and self.run.saved["curriculum"] != asdict(self.curriculum):
-            raise BadInput(
-                f"{self.run.folder} was trained on another curriculum, planned for another number of steps; "
-                f"resume it with the --training_curriculum_steps (-1: --max_iters) that it began with"
-            )
 
-    def inputs(self, step):
-        """x, y and what every position weighs in the loss: 1/points where the curriculum has a point.
-
-        Compiled and captured steps take prompts of full length at every step, so that nothing is compiled or captured
-        again: the points that the curriculum has not reached weigh 0, and no position before them sees them. The
-        loss is that of the shorter prompt to rounding, and the counters go on counting the shorter prompt.
-        """
-        return self.prompts.at(step)
-
-    @functools.cached_property
-    def prompts(self):
-        cfg = self.cfg
-        full_points = cfg.points if self.fixed_shapes else None
-        where = dict(rows=self.share.rows, full_points=full_points, device=self.device, predicted=cfg.layout.predicted)
-        return PromptStream(self.curriculum, cfg.pool(), cfg.task(), cfg.max_iters, **where)
-
-    def losses(self, network, x, y, weight):
-        target = y[:, self.cfg.layout.predicted]
-        error = (network(self.cfg.layout.tokens(x, y)).float() - target).square()
-        return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (target.square().mean(0) * weight).sum()}
-
-    def summary(self, means):
-        dims, points = self.curriculum.at(self.step - 1)
-        loss = means["overall_loss"]
-        return dict(overall_loss=loss, excess_loss=loss / means["zero"], n_dims=dims, n_points=points)
-
-    def evaluate(self):
-        """Squared error by number of examples seen, at full size, on prompts that are not in the pool."""
-        cfg, layout = self.cfg, self.cfg.layout
-        firsts = range(0, cfg.eval_prompts, cfg.eval_batch_size)
-        shape = len(firsts), layout.count(cfg.points)
-        errors = torch.zeros(shape, dtype=torch.float64, device=self.device)  # summed over prompts
-        for i in self.world.part(len(firsts)):
-            x, y = self.evaluation_batch(firsts[i])
-            with self.context():
-                errors[i] = (self.network(layout.tokens(x, y)).double() - y[:, layout.predicted]).square().sum(0)
-        error = (self.world.collect(errors).sum(0) / cfg.eval_prompts).tolist()
-        return {"eval_pointwise/loss": error, "eval/last": error[-1], "baselines": self.baselines}
-
-    def evaluation_batch(self, first):
-        cfg = self.cfg
-        count = min(cfg.eval_batch_size, cfg.eval_prompts - first)
-        return evaluation_prompts(first=first, count=count, n_points=cfg.points, device=self.device, **cfg.task())
-
-    @functools.cached_property
-    def baselines(self):
-        cfg = self.cfg
-        return simple_methods(cfg.eval_prompts, cfg.points, cfg.ridge_alpha, self.device, **cfg.task())
-
-    def headline(self, metrics):
-        last = {name: errors[-1] for name, errors in metrics["baselines"].items()}
-        words, best = f"error after {self.cfg.points - 1} examples {metrics['eval/last']:.4f}", next(iter(last))
-        return f"{words} (zero {last['zero']:.3f}, {best.replace('_', ' ')} {last[best]:.2g})", metrics["eval/last"]
-
-    def lr_factor(self, step):
-        return lr_factor(step, self.cfg.warmup_iters)
-
-    def state(self):
-        return dict(super().state(), curriculum=asdict(self.curriculum))
-
-    def step_cost(self, step):
-        """The paper charges a token of a shorter prompt what one of a full prompt costs (DESIGN 7)."""
-        B, T = self.cfg.batch_size, self.cfg.layout.per_point * self.curriculum.at(step)[1]
-        cost, full = self.cost(T), self.cost(self.cfg.tokens)
-        return Counter(
-            tokens=B * T,
-            compute=6 * B * cost.macs,
-            non_emb_compute=6 * B * cost.non_emb,
-            paper_compute=B * T * full.paper / self.cfg.tokens,
-        )
+def evaluate(network, cfg, process):
+    """Squared error by number of examples seen, at full size, on prompts that are not in the pool."""
+    layout, device = cfg.layout, process.device
+    firsts = range(0, cfg.eval_prompts, cfg.eval_batch_size)
+    shape = len(firsts), layout.count(cfg.points)
+    errors = torch.zeros(shape, dtype=torch.float64, device=device)  # summed over prompts
+    for i in process.world.part(len(firsts)):
+        count = min(cfg.eval_batch_size, cfg.eval_prompts - firsts[i])
+        x, y = evaluation_prompts(first=firsts[i], count=count, n_points=cfg.points, device=device, **cfg.task())
+        with process.autocast():
+            errors[i] = (network(layout.tokens(x, y)).double() - y[:, layout.predicted]).square().sum(0)
+    error = (process.world.collect(errors).sum(0) / cfg.eval_prompts).tolist()
+    baselines = simple_methods(cfg.eval_prompts, cfg.points, cfg.ridge_alpha, device, **cfg.task())
+    return {"eval_pointwise/loss": error, "eval/last": error[-1], "baselines": baselines}
 
 
 @functools.cache
@@ -278,13 +213,83 @@ def simple_methods(count, n_points, ridge_alpha, device, **task):
     return {name: errors.tolist() for name, errors in found.items()}
 
 
+def headline(metrics):
+    last = {name: errors[-1] for name, errors in metrics["baselines"].items()}
+    seen, best = len(next(iter(metrics["baselines"].values()))) - 1, next(iter(last))
+    words = f"error after {seen} examples {metrics['eval/last']:.4f}"
+    return f"{words} (zero {last['zero']:.3f}, {best.replace('_', ' ')} {last[best]:.2g})", metrics["eval/last"]
+
+
+def training(cfg, **one_of_several):
+    """The run that the settings ask for, step by step: it yields after each, so that several can take turns.
+
+    one_of_several: what training/together.py passes to `Run` then.
+    """
+    curriculum, layout, model_cfg = cfg.curriculum(), cfg.layout, cfg.model_config(block_size=cfg.tokens)
+    examples = training_examples(step=0, **cfg.pool())  # refuses a pool that is too small; then a task that cannot be
+    sample_prompts(seed=cfg.seed, examples=examples[:1], n_points=cfg.points, **cfg.task())
+
+    process = Process(cfg, cuda_graph=cfg.cuda_graph, attention_backend=cfg.attention_backend)
+    run = Run(cfg, "train_ICL.py", process.world, **one_of_several)
+    process.join()
+    model = process.initialised(
+        lambda: InContextRegressor(model_cfg, cfg.n_dims, layout.extra_inputs, layout.predicting)
+    )
+    network = process.network(model)
+    optimizer = Optimizer(model, cfg.training_learning_rate, cfg, process.device)
+    meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
+    # Compiled and recorded steps take prompts of full length, so that nothing is compiled or recorded again: the points
+    # that the curriculum has not reached weigh 0, and no position before them sees them. The loss is that of the
+    # shorter prompt to rounding, and the counters count the shorter prompt.
+    prompts = PromptStream(
+        curriculum, cfg.pool(), cfg.task(), cfg.max_iters, rows=process.share.rows, device=process.device,
+        full_points=cfg.points if process.fixed_shapes else None, predicted=layout.predicted,
+    )  # fmt: skip
+
+    def train_step(step, x, y, weight):
+        with process.micro_batch(network, step, 0):
+            with process.autocast():
+                found = losses(network, layout, x, y, weight)
+            optimizer.backward(found["overall_loss"])
+        meter.add(found, step, 1)
+        meter.add_gradient_norm(optimizer.clip(cfg.grad_clip), step)
+        optimizer.step()
+
+    def summary(means):
+        dims, points = curriculum.at(loop.step - 1)
+        loss = means["overall_loss"]
+        return dict(overall_loss=loss, excess_loss=loss / means["zero"], n_dims=dims, n_points=points)
+
+    cost, full = functools.cache(model.compute), model.compute(cfg.tokens)
+
+    def step_cost(step):
+        """The paper charges a token of a shorter prompt what one of a full prompt costs (DESIGN 7)."""
+        B, T = cfg.batch_size, layout.per_point * curriculum.at(step)[1]
+        return counted(cost(T), B, T) | dict(paper_compute=B * T * full.paper / cfg.tokens)
+
+    loop = Loop(
+        cfg, process, run, model, optimizer, meter, evaluate=lambda: evaluate(network, cfg, process),
+        headline=headline, cost=step_cost, summary=summary, state=lambda: dict(curriculum=asdict(curriculum)),
+    )  # fmt: skip
+    if run.saved and run.saved["curriculum"] != asdict(curriculum):
+        raise BadInput(
+            f"{run.folder} was trained on another curriculum, planned for another number of steps; "
+            f"resume it with the --training_curriculum_steps (-1: --max_iters) that it began with"
+        )
+    if (full_from := curriculum.full_from()) >= cfg.max_iters > 0:
+        print(f"note: prompts reach their full size at step {full_from}, this run ends at {cfg.max_iters}")
+    take_step = process.captured(train_step)
+    with loop:
+        for step in loop:
+            optimizer.set_rate(lr_factor(step, cfg.warmup_iters))
+            take_step(step, *prompts.at(step))
+            yield
+
+
 @command
 def main(argv=None):
-    experiment = InContextRegression(configure(Settings, argv))
-    full_from = experiment.curriculum.full_from()
-    if full_from >= experiment.cfg.max_iters > 0:
-        print(f"note: prompts reach their full size at step {full_from}, this run ends at {experiment.cfg.max_iters}")
-    experiment.fit()
+    for _ in training(configure(Settings, argv)):
+        pass
 
 
 if __name__ == "__main__":

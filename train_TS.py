@@ -5,12 +5,12 @@
     python train_TS.py config/ts_configs/dlinear.py
 
 The model reads look_back steps and predicts the next horizon steps. From top to bottom: the settings, which windows a
-split has, what a loss and an evaluation are. The series comes from data/ett, the loop is training/loop.py.
+split has and their errors, the loss, and the run: its series (data/ett), model, optimizer, step, evaluation and loop.
+What is due around a step (records, checkpoints, resumes, stops) is in training/loop.py.
 """
 
 import hashlib
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +26,9 @@ from training.configurator import configure, parse_list, setting
 from training.devices import pick_device
 from training.distributed import World
 from training.errors import BadInput, command
-from training.loop import Experiment
+from training.loop import Loop, LossMeter, counted
+from training.optimizer import Optimizer
+from training.process import Process
 from training.run import Run
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
@@ -165,97 +167,107 @@ class Windows:
         return {"val/mse": val_mse, "test/mse": test_mse, "test/mae": test_mae}
 
 
-class OutOfPatience(Exception):
-    """`patience` evaluations in a row have not lowered val/mse."""
+def training_rows(first, cfg, step):
+    """First targets, out of the range `first`, of a step's windows: a pure function of (seed, step).
+
+    Every epoch takes each training window once, in an order keyed by (seed, epoch); a batch may straddle two.
+    """
+    epochs, places = np.divmod(step * cfg.batch_size + np.arange(cfg.batch_size), len(first))
+    rows = []
+    for epoch in np.unique(epochs):
+        rng = np.random.Generator(np.random.Philox(key=cfg.seed, counter=[0, 0, 0, int(epoch)]))
+        rows.append(first.start + rng.permutation(len(first))[places[epochs == epoch]])
+    return np.concatenate(rows)
 
 
-class Forecasting(Experiment):
-    """Mean squared error of standardised values over the horizon; predicting zero costs 1 in the training part.
+def losses(network, past, future):
+    """Mean squared error of standardised values; predicting zero costs 1 in the training part."""
+    return {"train/mse": (network(past).float() - future).square().mean()}
 
-    The evaluation of lowest val/mse is the result: its step and test errors are in every line as best/.., its weights
-    in the checkpoint as best_model.
+
+def rate_factor(cfg, windows_an_epoch, step):
+    """Share of the peak learning rate at a step."""
+    epoch = step * cfg.batch_size // windows_an_epoch
+    return lr_factor(step, cfg.warmup_iters) * SCHEDULES[cfg.lr_schedule](epoch)
+
+
+class Best:
+    """The evaluation of lowest val/mse, a run's result: its `line`, its `model`, and how many have `waited` since.
+
+    Its step and test errors are in every line of the record as best/.., its weights in the checkpoint as best_model.
     """
 
-    def __init__(self, cfg):
-        self.data = Windows(cfg)
-        if cfg.forecaster == "patch" and World.from_environment().size > 1:
-            raise BadInput("forecaster patch trains in one process: its BatchNorm needs the whole batch")
-        self.best_line, self.best_model, self.waited = {}, {}, 0
-        super().__init__(cfg, "train_TS.py", lambda: cfg.build(self.data.channels), cfg.init_lr)
-        for group in self.optimizer.param_groups if cfg.one_rate else ():
-            group["peak_lr"] = cfg.init_lr
-        self.data.to(self.device)
-        saved = self.run.saved
-        if saved and saved["sha256"] != self.data.sha256:
-            raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {self.run.folder} was trained on")
-        if saved:
-            self.best_line, self.best_model, self.waited = (saved[k] for k in ("best_line", "best_model", "waited"))
+    def __init__(self, saved):
+        names = "best_line", "best_model", "waited"
+        self.line, self.model, self.waited = (saved[name] for name in names) if saved else ({}, {}, 0)
+        self.val_mse = saved["best"] if saved else math.inf
+
+    def add(self, step, metrics, model):
+        self.waited += 1
+        if metrics["val/mse"] < self.val_mse or not self.line:
+            self.waited, self.val_mse = 0, metrics["val/mse"]
+            self.line = {"best/step": step} | {f"best/test_{kind}": metrics[f"test/{kind}"] for kind in ("mse", "mae")}
+            self.model = {name: value.clone() for name, value in model.state_dict().items()}
 
     def state(self):
-        """sha256 is the series': a resume must find the same."""
-        best = dict(best_line=self.best_line, best_model=self.best_model, waited=self.waited)
-        return dict(super().state(), sha256=self.data.sha256, **best)
+        return dict(best_line=self.line, best_model=self.model, waited=self.waited)
 
-    def training_rows(self, step):
-        """First targets of a step's windows, a pure function of (seed, step).
 
-        Every epoch takes each training window once, in an order keyed by (seed, epoch); a batch may straddle two.
-        """
-        cfg, windows = self.cfg, self.data.first["train"]
-        epochs, places = np.divmod(step * cfg.batch_size + np.arange(cfg.batch_size), len(windows))
-        rows = []
-        for epoch in np.unique(epochs):
-            rng = np.random.Generator(np.random.Philox(key=cfg.seed, counter=[0, 0, 0, int(epoch)]))
-            rows.append(windows.start + rng.permutation(len(windows))[places[epochs == epoch]])
-        return np.concatenate(rows)
+def headline(metrics):
+    words = f"val mse {metrics['val/mse']:.4f}, test mse {metrics['test/mse']:.4f}, mae {metrics['test/mae']:.4f}"
+    best = f"{metrics['best/test_mse']:.4f}, {metrics['best/test_mae']:.4f}"
+    return f"{words} (where val was lowest, step {metrics['best/step']}: {best})", metrics["val/mse"]
 
-    def loss(self, step, micro):
-        past, future = self.data.batch(self.training_rows(step)[self.share.rows])
-        return {"train/mse": (self.network(past).float() - future).square().mean()}
 
-    def evaluate(self):
-        with self.context():
-            metrics = self.data.evaluate(self.network, self.world)
-        self.waited += 1
-        if metrics["val/mse"] < self.best or not self.best_line:
-            self.waited = 0
-            self.best_line = {"best/step": self.step}
-            self.best_line |= {f"best/test_{kind}": metrics[f"test/{kind}"] for kind in ("mse", "mae")}
-            self.best_model = {name: value.clone() for name, value in self.model.state_dict().items()}
-        return {**metrics, **self.best_line}
+def training(cfg, **one_of_several):
+    """The run that the settings ask for, step by step: it yields after each, so that several can take turns.
 
-    def headline(self, metrics):
-        words = f"val mse {metrics['val/mse']:.4f}, test mse {metrics['test/mse']:.4f}, mae {metrics['test/mae']:.4f}"
-        best = f"{metrics['best/test_mse']:.4f}, {metrics['best/test_mae']:.4f}"
-        return f"{words} (where val was lowest, step {metrics['best/step']}: {best})", metrics["val/mse"]
+    one_of_several: what training/together.py passes to `Run` then.
+    """
+    data = Windows(cfg)
+    if cfg.forecaster == "patch" and World.from_environment().size > 1:
+        raise BadInput("forecaster patch trains in one process: its BatchNorm needs the whole batch")
+    process = Process(cfg, attention_backend=cfg.attention_backend)
+    run = Run(cfg, "train_TS.py", process.world, **one_of_several)
+    process.join()
+    model = process.initialised(lambda: cfg.build(data.channels))
+    network = process.network(model)
+    optimizer = Optimizer(model, cfg.init_lr, cfg, process.device, one_rate=cfg.one_rate)
+    meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
+    first = data.to(process.device).first["train"]
 
-    def _train_step(self):
-        if 0 < self.cfg.patience <= self.waited:
-            raise OutOfPatience
-        super()._train_step()
+    def train_step(step, past, future):
+        with process.micro_batch(network, step, 0):
+            with process.autocast():
+                found = losses(network, past, future)
+            optimizer.backward(found["train/mse"])
+        meter.add(found, step, 1)
+        meter.add_gradient_norm(optimizer.clip(cfg.grad_clip), step)
+        optimizer.step()
 
-    def _loop(self):
-        try:
-            return (yield from super()._loop())
-        except OutOfPatience:
-            print(f"no lower val mse in {self.waited} evaluations: ends at step {self.step}", flush=True)
-            return "finished"
+    def evaluate():
+        with process.autocast():
+            metrics = data.evaluate(network, process.world)
+        best.add(loop.step, metrics, model)
+        return metrics | best.line
 
-    def summary(self, means):
-        return means
-
-    def lr_factor(self, step):
-        epoch = step * self.cfg.batch_size // len(self.data.first["train"])
-        return lr_factor(step, self.cfg.warmup_iters) * SCHEDULES[self.cfg.lr_schedule](epoch)
-
-    def step_cost(self, step):
-        B, cost = self.cfg.batch_size, self.cost(self.cfg.look_back)
-        return Counter(
-            tokens=B * self.cfg.look_back,
-            compute=6 * B * cost.macs,
-            non_emb_compute=6 * B * cost.non_emb,
-            paper_compute=B * cost.paper,
-        )
+    best, cost = Best(None), model.compute(cfg.look_back)
+    loop = Loop(
+        cfg, process, run, model, optimizer, meter, evaluate=evaluate, headline=headline,
+        cost=lambda step: counted(cost, cfg.batch_size, cfg.look_back),
+        state=lambda: dict(sha256=data.sha256, **best.state()),  # a resume must find the same series
+    )  # fmt: skip
+    if run.saved and run.saved["sha256"] != data.sha256:
+        raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {run.folder} was trained on")
+    best = Best(run.saved)
+    with loop:
+        for step in loop:
+            if 0 < cfg.patience <= best.waited:
+                print(f"no lower val mse in {best.waited} evaluations: ends at step {step}", flush=True)
+                break
+            optimizer.set_rate(rate_factor(cfg, len(first), step))
+            train_step(step, *data.batch(training_rows(first, cfg, step)[process.share.rows]))
+            yield
 
 
 def evaluate_rule(cfg):
@@ -271,7 +283,7 @@ def evaluate_rule(cfg):
             return repeat_last(past, cfg.horizon)
         return seasonal_naive(past, cfg.horizon, season)
 
-    run = Run(cfg, "train_TS.py")
+    run = Run(cfg, "train_TS.py", ALONE)
     run.start(device=device, parameters=(0, 0), per_token=Compute(0, 0, 0))
     nothing = dict.fromkeys(("step", "seconds", "tokens", "compute", "non_emb_compute", "paper_compute"), 0)
     metrics = {"train/mse": data.errors(forecast, "train")[0], **data.evaluate(forecast)}
@@ -286,7 +298,8 @@ def main(argv=None):
     if cfg.forecaster in RULES:
         evaluate_rule(cfg)
     else:
-        Forecasting(cfg).fit()
+        for _ in training(cfg):
+            pass
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the settings and the pipeline they ask for, the windows of a step, what a loss a
 quantile forecasts are chronos-forecasting's, MLR attention is in chronos_mlr.py, the loop is training/loop.py.
 """
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import ClassVar
@@ -21,7 +20,10 @@ from data.kernel_synth import kernel_synth
 from train_TS import Windows
 from training.configurator import configure, parse_list, setting
 from training.errors import BadInput, command
-from training.loop import Experiment
+from training.loop import Loop, LossMeter, counted
+from training.optimizer import Optimizer
+from training.process import Process
+from training.run import Run
 from training.settings import RunSettings
 
 STRUCTURES = ("low_rank", "multi_level_low_rank")
@@ -176,114 +178,125 @@ class Settings(RunSettings):
         return ChronosPipeline(chronos.create_tokenizer(), ChronosModel(chronos, T5ForConditionalGeneration(config)))
 
 
-class ChronosTraining(Experiment):
-    """Cross-entropy of the future's tokens in nats; the evaluation of lowest weighted quantile loss counts as best."""
+def training_window(data, cfg, number):
+    """Training window `number`, (look_back + horizon,): a channel of the series or a synthetic one.
 
-    def __init__(self, cfg):
-        from chronos_mlr import Chronos
+    A pure function of (seed, number).
+    """
+    rng = np.random.Generator(np.random.Philox(key=[cfg.seed, 0], counter=[0, 0, 0, number]))
+    if rng.random() < cfg.synthetic:
+        return torch.from_numpy(kernel_synth(cfg.seed, number, cfg.look_back + cfg.horizon)).float()
+    past, future = data.batch([rng.choice(data.first["train"])])
+    return torch.cat([past, future], 1)[0, :, rng.integers(data.channels)].cpu()
 
-        self.data = Windows(cfg)
-        super().__init__(cfg, "train_chronos.py", lambda: Chronos(cfg.pipeline()), cfg.init_lr)
-        if self.run.saved is None:
-            self.model.load_state_dict(self.model.initial)
-        self.data.to(self.device)
-        saved = self.run.saved
-        if saved and saved["sha256"] != self.data.sha256:
-            raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {self.run.folder} was trained on")
 
-    def state(self):
-        return dict(super().state(), sha256=self.data.sha256)
+def as_tokens(tokenizer, windows, cfg):
+    """input_ids, attention_mask and labels of windows (B, look_back + horizon); labels are -100 where none is asked."""
+    past, future = windows.split([cfg.look_back, cfg.horizon], 1)
+    input_ids, attention_mask, scale = tokenizer.context_input_transform(past)
+    labels, asked = tokenizer.label_input_transform(future, scale)
+    return input_ids, attention_mask, labels.masked_fill(~asked, -100)
 
-    def window(self, number):
-        """Training window `number`, (look_back + horizon,): a channel of the series or a synthetic one.
 
-        A pure function of (seed, number).
-        """
-        cfg = self.cfg
-        rng = np.random.Generator(np.random.Philox(key=[cfg.seed, 0], counter=[0, 0, 0, number]))
-        if rng.random() < cfg.synthetic:
-            series = kernel_synth(cfg.seed, number, cfg.look_back + cfg.horizon)
-            return torch.from_numpy(series).float().to(self.device)
-        past, future = self.data.batch([rng.choice(self.data.first["train"])])
-        return torch.cat([past, future], 1)[0, :, rng.integers(self.data.channels)]
+def losses(network, input_ids, attention_mask, labels):
+    """Cross-entropy of the future's tokens in nats."""
+    return {"train/loss": network(input_ids, attention_mask, labels)}
 
-    def loss(self, step, micro):
-        cfg = self.cfg
-        numbers = range(step * cfg.batch_size, (step + 1) * cfg.batch_size)[self.share.rows]
-        past, future = torch.stack([self.window(n) for n in numbers]).cpu().split([cfg.look_back, cfg.horizon], 1)
-        tokenizer = self.model.pipeline.tokenizer
-        input_ids, attention_mask, scale = tokenizer.context_input_transform(past)
-        labels, asked = tokenizer.label_input_transform(future, scale)
-        inputs = input_ids, attention_mask, labels.masked_fill(~asked, -100)
-        return {"train/loss": self.network(*(x.to(self.device) for x in inputs))}
 
-    def evaluate(self):
-        val, test = self.errors("val"), self.errors("test")
-        return {
-            "val/mse": val["mse"],
-            "val/wql": val["wql"],
-            "test/mse": test["mse"],
-            "test/mae": test["mae"],
-            "test/wql": test["wql"],
-        }
+def errors(model, data, cfg, process, split):
+    """Errors of the library's quantile forecasts: MSE and MAE of the median, and the mean weighted quantile loss.
 
-    def errors(self, split):
-        """Errors of the library's quantile forecasts: MSE and MAE of the median, and the mean weighted quantile loss.
+    The last is 2 sum(pinball loss) / sum |y|, averaged over the quantiles 0.1 to 0.9. A batch of series has its own
+    random numbers, those of its place: neither the training nor the number of processes moves them.
+    """
+    rows, device = data.first[split], process.device
+    rows = rows[:: max(1, len(rows) // cfg.eval_windows)][: cfg.eval_windows] if cfg.eval_windows else rows
+    series = [(row, channel) for row in rows for channel in range(data.channels)]
+    batches = range(0, len(series), cfg.eval_batch_size)
+    sums = torch.zeros(len(batches), 4, dtype=torch.float64)
+    levels = torch.tensor(QUANTILES, dtype=torch.float64)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), process.autocast():
+        for i in process.world.part(len(batches)):
+            torch.manual_seed(i)
+            chosen = torch.tensor(series[batches[i] : batches[i] + cfg.eval_batch_size])
+            past, future = data.batch(chosen[:, 0])  # (B, look_back, channels)
+            past, future = (x.cpu()[range(len(chosen)), :, chosen[:, 1]] for x in (past, future))
+            quantiles, _ = model.pipeline.predict_quantiles(past, cfg.horizon, list(QUANTILES))
+            error = future[..., None].double() - quantiles.double()  # (B, horizon, quantiles)
+            median = error[..., QUANTILES.index(0.5)]
+            pinball = torch.maximum(levels * error, (levels - 1) * error)
+            sums[i] = torch.stack([x.sum() for x in (median.square(), median.abs(), 2 * pinball, future.abs())])
+    squared, absolute, pinball, size = process.world.collect(sums).sum(0).tolist()
+    count = len(series) * cfg.horizon
+    return dict(mse=squared / count, mae=absolute / count, wql=pinball / len(QUANTILES) / size)
 
-        The last is 2 sum(pinball loss) / sum |y|, averaged over the quantiles 0.1 to 0.9. A batch of series has its own
-        random numbers, those of its place: neither the training nor the number of processes moves them.
-        """
-        cfg, rows = self.cfg, self.data.first[split]
-        rows = rows[:: max(1, len(rows) // cfg.eval_windows)][: cfg.eval_windows] if cfg.eval_windows else rows
-        series = [(row, channel) for row in rows for channel in range(self.data.channels)]
-        batches = range(0, len(series), cfg.eval_batch_size)
-        sums = torch.zeros(len(batches), 4, dtype=torch.float64)
-        levels = torch.tensor(QUANTILES, dtype=torch.float64)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self.context():
-            for i in self.world.part(len(batches)):
-                torch.manual_seed(i)
-                chosen = torch.tensor(series[batches[i] : batches[i] + cfg.eval_batch_size])
-                past, future = self.data.batch(chosen[:, 0])  # (B, look_back, channels)
-                past, future = (x.cpu()[range(len(chosen)), :, chosen[:, 1]] for x in (past, future))
-                quantiles, _ = self.model.pipeline.predict_quantiles(past, cfg.horizon, list(QUANTILES))
-                error = future[..., None].double() - quantiles.double()  # (B, horizon, quantiles)
-                median = error[..., QUANTILES.index(0.5)]
-                pinball = torch.maximum(levels * error, (levels - 1) * error)
-                sums[i] = torch.stack([x.sum() for x in (median.square(), median.abs(), 2 * pinball, future.abs())])
-        squared, absolute, pinball, size = self.world.collect(sums).sum(0).tolist()
-        count = len(series) * cfg.horizon
-        return dict(mse=squared / count, mae=absolute / count, wql=pinball / len(QUANTILES) / size)
 
-    def headline(self, metrics):
-        words = ", ".join(f"{name.replace('/', ' ')} {value:.4f}" for name, value in metrics.items())
-        return words, metrics["val/wql"]
+def evaluate(model, data, cfg, process):
+    val, test = (errors(model, data, cfg, process, split) for split in ("val", "test"))
+    return {"val/mse": val["mse"], "val/wql": val["wql"], **{f"test/{name}": value for name, value in test.items()}}
 
-    def summary(self, means):
-        return means
 
-    def lr_factor(self, step):
-        warmup = self.cfg.warmup_iters
-        return min((step + 1) / (warmup + 1), 1 - step / self.cfg.max_iters)
+def headline(metrics):
+    """The evaluation of lowest weighted quantile loss counts as best."""
+    return ", ".join(f"{name.replace('/', ' ')} {value:.4f}" for name, value in metrics.items()), metrics["val/wql"]
 
-    def step_cost(self, step):
-        B, T = self.cfg.batch_size, self.model.block_size
-        cost = self.cost(T)
-        return Counter(
-            tokens=B * T,
-            compute=6 * B * cost.macs,
-            non_emb_compute=6 * B * cost.non_emb,
-            paper_compute=B * cost.paper,
-        )
 
-    def fit(self):
-        """And leave the finished model in out_dir/chronos, for chronos_mlr.load_pipeline.
+def rate_factor(cfg, step):
+    """Share of the peak learning rate at a step: it falls to 0 at the last one."""
+    return min((step + 1) / (cfg.warmup_iters + 1), 1 - step / cfg.max_iters)
 
-        With T5's own attention ChronosPipeline.from_pretrained loads it, too; with MLR attention once chronos_mlr is
-        imported, and it refuses the folder before.
-        """
-        super().fit()
-        if self.world.rank == 0:
-            self.model.t5.save_pretrained(self.run.folder / "chronos")
+
+def training(cfg):
+    """The run that the settings ask for, step by step.
+
+    The finished model is left in out_dir/chronos, for chronos_mlr.load_pipeline. With T5's own attention
+    ChronosPipeline.from_pretrained loads it, too; with MLR attention once chronos_mlr is imported, and it refuses the
+    folder before.
+    """
+    from chronos_mlr import Chronos
+
+    data = Windows(cfg)
+    process = Process(cfg)
+    run = Run(cfg, "train_chronos.py", process.world)
+    process.join()
+    model = process.initialised(lambda: Chronos(cfg.pipeline()))
+    network = process.network(model)
+    optimizer = Optimizer(model, cfg.init_lr, cfg, process.device)
+    meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
+    data.to(process.device)
+
+    def inputs(step):
+        numbers = range(step * cfg.batch_size, (step + 1) * cfg.batch_size)[process.share.rows]
+        windows = torch.stack([training_window(data, cfg, number) for number in numbers])
+        return (x.to(process.device) for x in as_tokens(model.pipeline.tokenizer, windows, cfg))
+
+    def train_step(step, *tokens):
+        with process.micro_batch(network, step, 0):
+            with process.autocast():
+                found = losses(network, *tokens)
+            optimizer.backward(found["train/loss"])
+        meter.add(found, step, 1)
+        meter.add_gradient_norm(optimizer.clip(cfg.grad_clip), step)
+        optimizer.step()
+
+    cost = model.compute(model.block_size)
+    loop = Loop(
+        cfg, process, run, model, optimizer, meter, headline=headline,
+        evaluate=lambda: evaluate(model, data, cfg, process),
+        cost=lambda step: counted(cost, cfg.batch_size, model.block_size),
+        state=lambda: dict(sha256=data.sha256),
+    )  # fmt: skip
+    if run.saved is None:
+        model.load_state_dict(model.initial)
+    elif run.saved["sha256"] != data.sha256:
+        raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {run.folder} was trained on")
+    with loop:
+        for step in loop:
+            optimizer.set_rate(rate_factor(cfg, step))
+            train_step(step, *inputs(step))
+            yield
+    if process.world.rank == 0:
+        model.t5.save_pretrained(run.folder / "chronos")
 
 
 @command
@@ -295,7 +308,8 @@ def main(argv=None):
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    ChronosTraining(cfg).fit()
+    for _ in training(cfg):
+        pass
 
 
 if __name__ == "__main__":

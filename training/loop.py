@@ -1,25 +1,28 @@
-"""The training loop, once: steps, progress lines, evaluations, checkpoints, clean stops, exact resumes.
+"""The loop around a step: evaluations, checkpoints, progress lines, clean stops, exact resumes, how a run ends.
 
-A script subclasses `Experiment` and says what a loss and an evaluation are. A step's learning rate and data are
-functions of its number, and so is dropout; everything else that a resume needs is in the checkpoint. With several
-processes (training/distributed.py) all of them run this loop, each on its share of the batch; the first one writes.
+    loop = Loop(cfg, process, run, model, optimizer, meter, evaluate=.., headline=.., cost=..)
+    with loop:
+        for step in loop:
+            ...
+
+A step's learning rate and data are functions of its number, and so is dropout; everything else that a resume needs is
+in the checkpoint. With several processes all of them run this loop, each on its share of a step; the first one writes.
 """
 
+import contextlib
 import functools
 import math
 import sys
+import time
 from collections import Counter
 from signal import Signals
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
-from structured.functional import check_device
-from training import capture, devices
-from training.distributed import World, held
+from training import devices
+from training.checkpoint import load_weights
+from training.distributed import held
 from training.errors import BadInput, fail
-from training.mup import adamw, initialise
-from training.run import Clock, Follower, Run, load_weights
 
 NEVER = torch.iinfo(torch.long).max  # the step at which nothing went wrong
 
@@ -28,71 +31,46 @@ class NonFinite(RuntimeError):
     """The loss, its gradient or an evaluation is NaN or infinite."""
 
 
-class Experiment:
-    """A model in training. Subclasses define
+class Loop:
+    """Iterating gives the number of every step to take; before, between and after them it does what is due.
 
-    loss(step, micro)   dict of scalar tensors for the rows self.share.rows of a micro-batch; the first is minimised
-                        or, for steps that can be replayed as a CUDA graph (training/capture.py), its two halves:
-                        inputs(step), tensors whose shapes are the same at every step where self.fixed_shapes is true,
-                        as many for each of self.share.micro_batches, one micro-batch's after the other's, and
-                        losses(network, *inputs of a micro-batch), the dict, by self.network or its like
-    evaluate()          dict of metrics, the same in every process
-    lr_factor(step)     share of the peak learning rate
-    step_cost(step)     Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
-    summary(means)      metrics of a progress line from the means of the losses since the last one
+    evaluate()          metrics, a dict, the same in every process; called without gradients, the model in eval mode
     headline(metrics)   the evaluation's words in the progress output, and the number that "best" compares
+    cost(step)          Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
+    summary(means)      metrics of a progress line from the means of the losses since the last one; they themselves
+    state()             what a checkpoint also holds: plain types and tensors
+    always_save         save after every evaluation, not only after the best
 
-    cfg has max_iters, eval_interval, batch_size, perhaps gradient_accumulation_steps and cuda_graph, and the fields of
-    RunSettings.
+    The `with` closes the record, whatever ends the steps. It ends the process with status 1 at a loss that is not
+    finite and with 128 + n at signal n, after saving.
     """
 
-    def __init__(self, cfg, command, build_model, peak_lr):
-        self.cfg, self.peak_lr = cfg, peak_lr
-        self.world = World.from_environment()
-        self.micro_batches = getattr(cfg, "gradient_accumulation_steps", 1)
-        self.share = self.world.share(self.micro_batches, cfg.batch_size)
-        self.device = self.world.device(cfg.device)
-        self.context = functools.partial(devices.autocast, self.device, cfg.dtype)
-        self.context()  # an unknown dtype is refused before anything is written
-        check_device(getattr(cfg, "attention_backend", "auto"), self.device)
-        choice = getattr(cfg, "cuda_graph", "False")
-        graph = capture.wanted(choice, self.device, cfg.dtype, self.world.size)
-        devices.allow_tf32(cfg.tf32)
-        self.run = (Follower if self.world.rank else Run)(cfg, command)
-        self.world.join(self.device, cfg.backend, cfg.fsdp)
-        torch.manual_seed(cfg.seed)
-        self.model = build_model().to(self.device)
-        initialise(self.model)
-        compiled = devices.compiler(cfg)
-        if cfg.fsdp:
-            self.network = self.world.shard(self.model, self.device, compiled)
-        else:
-            self.network = self.world.wrap(compiled(self.model), self.device)
-        betas = (cfg.beta1, cfg.beta2)
-        self.optimizer = adamw(
-            self.model, peak_lr, weight_decay=cfg.weight_decay, betas=betas, device_type=self.device.type
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.dtype == "float16")
-        self.static_step = capture.StaticStep(self._static_update, self.device) if graph else None
-        self.fixed_shapes = graph or cfg.compile
-        self.cost = functools.cache(self.model.compute)  # of a sequence of T tokens: counted once, asked every step
-        self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(self.device)
-        self.meter, self.rate_factor = LossMeter(self.world), None  # the share of the peak rates that is set
-        if self.run.saved:
-            self._restore(self.run.saved)
+    def __init__(
+        self, cfg, process, run, model, optimizer, meter, *,
+        evaluate, headline, cost, summary=lambda means: means, state=dict, always_save=True,
+    ):  # fmt: skip
+        self.cfg, self.process, self.world, self.run = cfg, process, process.world, run
+        self.model, self.optimizer, self.meter = model, optimizer, meter
+        self.evaluate, self.headline, self.summary, self.cost = evaluate, headline, summary, cost
+        self.own_state, self.always_save = state, always_save
+        self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(process.device)
+        self.status = "finished"
+        if run.saved:
+            self._restore(run.saved)
         self.world.require_one_step(self.step)
 
     def state(self):
-        """What a checkpoint holds, plain types and tensors, for any number of processes. Subclasses may add to it."""
+        """What a checkpoint holds, for any number of processes."""
         return dict(
             step=self.step,
-            model=alone(self.model.state_dict()),
-            optimizer=portable(self.optimizer.state_dict()),
-            scaler=self.scaler.state_dict(),
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state(),
+            scaler=self.optimizer.scaler.state_dict(),
             best=self.best,
             counters=dict(self.counters),
             seconds=self.clock.read(),
             meter=self.meter.state(),
+            **self.own_state(),
         )
 
     def _restore(self, saved):
@@ -102,171 +80,85 @@ class Experiment:
                 raise BadInput(f"{path} has no {name}, which a resume needs")
         own = self.model.state_dict()
         load_weights(self.model, {name: held(t, like=own.get(name)) for name, t in saved["model"].items()}, path)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        moments = {
-            i: {name: held(t, like=parameters[i]) for name, t in state.items()}
-            for i, state in saved["optimizer"]["state"].items()
-        }
-        own = self.optimizer.state_dict()["param_groups"]  # functions of the settings, and of where this run computes
-        self.optimizer.load_state_dict(dict(state=moments, param_groups=own))
-        self.scaler.load_state_dict(saved["scaler"])
+        self.optimizer.restore(saved["optimizer"])
+        self.optimizer.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
         self.clock.seconds = saved["seconds"]
-        self.meter.restore(saved["meter"], self.device)
+        self.meter.restore(saved["meter"], self.process.device)
         print(f"resuming {self.run.folder} at step {self.step}", flush=True)
 
-    def fit(self):
-        """Train to max_iters. Ends the process with status 1 at a loss that is not finite, 128 + n at signal n."""
-        for _ in self.training():
-            pass
-
-    def training(self):
-        """`fit`, a step at a time: it does nothing until asked for the next one."""
-        if self.step > self.cfg.max_iters:
+    def __enter__(self):
+        cfg, processes = self.cfg, self.world.size
+        if self.step > cfg.max_iters:
             raise BadInput(
-                f"{self.run.folder} is at step {self.step}, max_iters is {self.cfg.max_iters}; a run goes on to more "
+                f"{self.run.folder} is at step {self.step}, max_iters is {cfg.max_iters}; a run goes on to more "
                 "steps, one of fewer starts in another --out_dir"
             )
         total, non_embedding = self.model.num_params()
-        tokens = self.step_cost(self.step)["tokens"]
-        per_token, processes = self.per_token(), self.world.size
-        self.run.start(
-            device=self.device, processes=processes, parameters=(total, non_embedding), per_token=per_token
-        )
+        self.run.start(device=self.process.device, parameters=(total, non_embedding), per_token=self._per_token)
+        tokens = self.cost(self.step)["tokens"]
         print(
             f"{total:,} parameters ({non_embedding:,} without embeddings), {tokens:,} tokens a step, "
-            + (f"{processes} times " if processes > 1 else "") + devices.device_name(self.device)
+            + (f"{processes} times " if processes > 1 else "") + devices.device_name(self.process.device)
         )
-        if self.cfg.compile:
+        if cfg.compile:
             print("compiling the model: the first steps take a minute or so", flush=True)
-        status = "failed"
-        try:
-            status = yield from self._loop()
-        except NonFinite as error:
-            status = f"failed: {error}"
-        except BaseException as error:
-            status = f"failed: {type(error).__name__}: {error}"
-            raise
-        finally:
-            self.run.finish(status)
-        self._exit(status)
+        return self
 
-    def _exit(self, status):
+    def __iter__(self):
+        cfg, first = self.cfg, self.step
+        self.mark = (self.step, self.counters["tokens"], self.clock.seconds)
+        self.clock.resume()
+        while True:
+            last = self.step >= cfg.max_iters
+            if (self.step % cfg.eval_interval == 0 or last) and (self.run.saved is None or self.step > first):
+                self._evaluate()
+            if last:
+                return
+            if stop := self.world.signal(self.run.stop_requested):
+                self._save()
+                self.status = f"stopped: {stop}"
+                return
+            yield self.step
+            self.meter.count += 1
+            self.counters += self.cost(self.step)
+            self.step += 1
+            if self.step % cfg.log_interval == 0 or self.step == cfg.max_iters:
+                self._progress()
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, NonFinite):
+            self.status = f"failed: {error}"
+        elif error is not None:
+            self.status = f"failed: {kind.__name__}: {error}"
+        self.run.finish(self.status)
+        if error is None or isinstance(error, NonFinite):
+            self._leave()
+
+    def _leave(self):
         """The end that all processes have come to."""
-        end, _, why = status.partition(": ")
+        end, _, why = self.status.partition(": ")
         if end == "stopped":
-            print(f"{status} at step {self.step}; go on with --init_from=resume", flush=True)
+            print(f"{self.status} at step {self.step}; go on with --init_from=resume", flush=True)
         self.world.leave()
         if end == "failed":
             fail(f"{why}; {self.run.last_good()}", 1)
         if end == "stopped":
             sys.exit(128 + Signals[why])
 
-    def _loop(self):
-        cfg, first = self.cfg, self.step
-        fresh = self.run.saved is None
-        self.mark = (self.step, self.counters["tokens"], self.clock.seconds)
-        self.clock.resume()
-        while True:
-            last = self.step >= cfg.max_iters
-            if (self.step % cfg.eval_interval == 0 or last) and (fresh or self.step > first):
-                self._evaluate()
-            if last:
-                return "finished"
-            if stop := self.world.signal(self.run.stop_requested):
-                self._save()
-                return f"stopped: {stop}"
-            self._train_step()
-            yield  # where a pack (training/together.py) makes the step
-            if self.step % cfg.log_interval == 0 or self.step == cfg.max_iters:
-                self._progress()
-
-    def _train_step(self):
-        self._set_learning_rates()
-        if self.static_step:
-            self._seed_dropout(0)
-            step = torch.full((), self.step, device=self.device)
-            self.static_step(step, *self.inputs(self.step))
-        else:
-            self._update()
-        self.meter.count += 1
-        self.counters += self.step_cost(self.step)
-        self.step += 1
-
-    def _set_learning_rates(self):
-        factor = self.lr_factor(self.step)
-        if factor == self.rate_factor:
-            return
-        self.rate_factor = factor
-        for group in self.optimizer.param_groups:
-            rate = group["peak_lr"] * factor
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-
-    def _seed_dropout(self, micro):
-        if getattr(self.cfg, "dropout", 0):
-            devices.seed_dropout(self.device, self.cfg.seed, self.step, micro, self.share.rows.start)
-
-    def _update(self):
-        """The ordinary step: this process's micro-batches, one after the other."""
-        mine = self.share.micro_batches
-        for micro in mine:
-            self._seed_dropout(micro)
-            with self.world.accumulating(self.network, last=micro == mine[-1]):
-                with self.context():
-                    losses = self.loss(self.step, micro)
-                self._backward(losses, self.step, 1 / len(mine))
-        self.descend(self.step)
-
-    def _static_update(self, step, *inputs):
-        """The same on tensors that keep their places, of which `step` is one.
-
-        Dropout is seeded before the first micro-batch and goes on in the others: nothing is seeded inside a graph.
-        """
-        parts = self.by_micro_batch(inputs)
-        for part in parts:
-            with self.context():
-                losses = self.losses(self.network, *part)
-            self._backward(losses, step, 1 / len(parts))
-        self.descend(step)
-
-    def loss(self, step, micro):
-        part = self.by_micro_batch(self.inputs(step))[micro - self.share.micro_batches.start]
-        return self.losses(self.network, *part)
-
-    def by_micro_batch(self, inputs):
-        n = len(inputs) // len(self.share.micro_batches)
-        return [inputs[i : i + n] for i in range(0, len(inputs), n)]
-
-    def _backward(self, losses, step, weight):
-        objective = next(iter(losses.values())) * weight
-        self.scaler.scale(objective).backward()
-        self.meter.add(losses, step, weight)
-
-    def descend(self, step):
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
-        self.grad_norm = norm.full_tensor() if self.cfg.fsdp else norm
-        if not self.scaler.is_enabled():  # which skips a step whose gradient overflows
-            self.meter.watch(self.grad_norm, step, "gradient")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-
     def _progress(self):
-        cfg = self.cfg
+        cfg, device = self.cfg, self.process.device
         means, now = self.meter.read(), self._counted()
         (step, tokens, seconds), self.mark = self.mark, (self.step, now["tokens"], now["seconds"])
         elapsed = now["seconds"] - seconds
         rate = (now["tokens"] - tokens) / elapsed
-        peak = devices.peak_flops(self.device, cfg.dtype, cfg.tf32)
-        mfu = 6 * self.per_token().macs * rate / (peak * self.world.size) if peak else None
+        peak = devices.peak_flops(device, cfg.dtype, cfg.tf32)
+        mfu = 6 * self._per_token.macs * rate / (peak * self.world.size) if peak else None
+        norm = self.meter.gradient_norm.item()
         metrics = dict(
             self.summary(means),
-            lr=self.peak_lr * self.lr_factor(self.step - 1),
-            grad_norm=norm if math.isfinite(norm := self.grad_norm.item()) else None,
+            lr=self.optimizer.rate,
+            grad_norm=norm if math.isfinite(norm) else None,
             tokens_per_s=rate,
             mfu=mfu,
         )
@@ -276,20 +168,25 @@ class Experiment:
         words += [f"MFU {mfu:.1%}"] if mfu else []
         print(f"step {self.step}/{cfg.max_iters}: {', '.join(words)}, ETA {format_time(eta)}", flush=True)
 
+    def evaluation(self):
+        """The metrics of `evaluate`."""
+        self.model.eval()
+        with torch.no_grad():
+            metrics = self.evaluate()
+        self.model.train()
+        return metrics
+
     def _evaluate(self):
         self.meter.check()
         with self.clock.paused():
-            self.model.eval()
-            with torch.no_grad():
-                metrics = self.evaluate()
-            self.model.train()
+            metrics = self.evaluation()
         words, value = self.headline(metrics)
         if not math.isfinite(value):
             raise NonFinite(f"the evaluation at step {self.step} is not finite")
         print(f"step {self.step}/{self.cfg.max_iters}: {words}", flush=True)
         self.run.log(**self._counted(), **metrics)
         improved, self.best = value < self.best, min(value, self.best)
-        if self.step > 0 and (improved or getattr(self.cfg, "always_save_checkpoint", True)):
+        if self.step > 0 and (improved or self.always_save):
             self._save()
 
     def _counted(self):
@@ -300,10 +197,11 @@ class Experiment:
         self.meter.check()
         self.run.save(self.world.whole(self.state()))
 
-    def per_token(self):
+    @functools.cached_property
+    def _per_token(self):
         """Multiply-adds a token of a full-length sequence, as a `Compute`."""
         T = self.model.block_size
-        cost = self.cost(T)
+        cost = self.model.compute(T)
         return type(cost)(*(n / T for n in cost))
 
 
@@ -312,12 +210,13 @@ class LossMeter:
 
     Adding waits for nothing and works in place, so a CUDA graph can hold it. `count` is how many steps were added.
     `read`, `check` and `state` wait for the device and speak for all processes, which call them together; the first two
-    raise NonFinite, in all of them, with the step.
+    raise NonFinite, in all of them, with the step. With `overflows`, as in float16, a gradient may be infinite: that
+    step is skipped.
     """
 
-    def __init__(self, world):
-        self.world = world
-        self.totals, self.count, self.first_bad = {}, 0, {}
+    def __init__(self, world, overflows=False):
+        self.world, self.overflows = world, overflows
+        self.totals, self.count, self.first_bad, self.gradient_norm = {}, 0, {}, None
 
     def add(self, losses, step, weight):
         """Losses of a micro-batch, `weight` of what this process computes of the step; `step` may be a tensor."""
@@ -327,9 +226,14 @@ class LossMeter:
                 self.totals[name] = torch.zeros_like(value)
             self.totals[name] += value * weight
             if i == 0:
-                self.watch(value, step, "loss")
+                self._watch(value, step, "loss")
 
-    def watch(self, value, step, what):
+    def add_gradient_norm(self, norm, step):
+        self.gradient_norm = norm
+        if not self.overflows:
+            self._watch(norm, step, "gradient")
+
+    def _watch(self, value, step, what):
         """Note the first step at which `value` is not finite."""
         first = torch.where(torch.isfinite(value), NEVER, step)
         earlier = self.first_bad.setdefault(what, first)
@@ -358,15 +262,40 @@ class LossMeter:
         self.count = state["count"]
 
 
-def alone(state):
-    """Tensors that are parts of larger ones as copies: saving a part writes the whole."""
-    return {name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for name, t in state.items()}
+class Clock:
+    """Training seconds, evaluation left out; the device is waited for before the time is read."""
+
+    def __init__(self, device, seconds=0.0):
+        self.device, self.seconds, self._since = device, seconds, None
+
+    def read(self):
+        devices.synchronise(self.device)
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+            self._since = now
+        return self.seconds
+
+    def resume(self):
+        devices.synchronise(self.device)
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        self.read()
+        self._since = None
+        yield
+        self.resume()
 
 
-def portable(optimizer_state):
-    """An optimizer's state with learning rates as numbers, which on a GPU are tensors."""
-    groups = [dict(group, lr=float(group["lr"])) for group in optimizer_state["param_groups"]]
-    return dict(optimizer_state, param_groups=groups)
+def counted(cost, sequences, length):
+    """The Counter of a step of `sequences` of `length` tokens, each of them costing the `Compute` given."""
+    return Counter(
+        tokens=sequences * length,
+        compute=6 * sequences * cost.macs,
+        non_emb_compute=6 * sequences * cost.non_emb,
+        paper_compute=sequences * cost.paper,
+    )
 
 
 def format_time(seconds):

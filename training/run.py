@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,30 +14,34 @@ from pathlib import Path
 
 import torch
 
+from training.checkpoint import load_checkpoint, replacing, save_atomic
 from training.configurator import differences
-from training.devices import device_name, synchronise
+from training.devices import device_name
 from training.errors import BadInput, WriteError
 from training.records import read_metrics
+from training.signals import StopSignals
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ROOT = Path(__file__).resolve().parents[1]
 
 
 class Run:
     """One run's folder. Constructing it only looks: what is refused leaves the folder as it was.
 
-    `saved` is the checkpoint to go on from, or None. `start` writes run.json and takes the stop signals; `log` adds a
-    line to metrics.jsonl; `save` writes ckpt.pt; `stop_requested` turns true when the run should save and end.
+    `saved` is the checkpoint to resume from, or None. `start` writes run.json and takes the stop signals; `log` adds a
+    line to metrics.jsonl; `save` writes ckpt.pt; `stop_requested` names the signal that asks the run to save and end.
+
+    settings: with the fields of RunSettings. script: its file, for the record. world: the processes that train
+    together; only the first one writes. For one of several runs in a process (training/together.py): argv, the command
+    that makes it alone; together, how many take their steps in turn and share the seconds; stop, the StopSignals of
+    the process, which the run then leaves alone.
     """
 
-    together = 1  # runs that take their steps at once, and share the seconds
-    argv = None  # the command of the run, where it is not that of the process
-    takes_signals = True  # False: the process takes them, for several runs
-
-    def __init__(self, settings, command):
-        self.settings, self.command = settings, command
+    def __init__(self, settings, script, world, *, argv=None, together=1, stop=None):
+        self.settings, self.script, self.world = settings, script, world
+        self.argv, self.together = argv or sys.argv, together
+        self.stop, self.own_stop = stop, stop is None
+        self.writes = world.rank == 0
         self.folder = Path(settings.out_dir)
-        self.stop_requested = None
         self.saved = self._find_checkpoint()
         self.record, self.wandb = {}, None
         if self._wants_wandb and find_spec("wandb") is None:
@@ -70,12 +73,22 @@ class Run:
             there = f"with {name} = {saved[name]!r}" if name in saved else f"without {name}"
             raise BadInput(f"{path} was made {there}, this run has {name} = {getattr(self.settings, name)!r}")
 
-    def start(self, *, device, parameters, per_token, processes=1):
-        """Write run.json, repair metrics.jsonl after a kill, begin to listen for stop signals.
+    @property
+    def stop_requested(self):
+        return self.stop and self.stop.asked
 
-        parameters: (total, non-embedding). per_token: multiply-adds, a `model.Compute` divided by T. processes:
-        how many train together.
+    def start(self, *, device, parameters, per_token):
+        """Write run.json, repair metrics.jsonl after an interruption, take the stop signals.
+
+        parameters: (total, non-embedding). per_token: multiply-adds, a `model.Compute` divided by T.
         """
+        if self.writes:
+            self._begin_record(device, parameters, per_token)
+        if self.own_stop:
+            words = dict() if self.writes else dict(words="")
+            self.stop = StopSignals(patient=self.world.size > 1, **words)
+
+    def _begin_record(self, device, parameters, per_token):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,13 +102,13 @@ class Run:
         else:
             self._forget_metrics_after(step)
         self.record = dict(
-            command=self.command,
-            argv=self.argv or sys.argv,
+            command=self.script,
+            argv=self.argv,
             settings=dataclasses.asdict(self.settings),
             **_git_state(),
             versions=_versions(),
             device=device_name(device),
-            processes=processes,
+            processes=self.world.size,
             together=self.together,
             started=earlier.get("started", _now()),
             resumed=[*earlier.get("resumed", []), *([{"step": step, "at": _now()}] if self.saved else [])],
@@ -106,29 +119,11 @@ class Run:
             flops_per_token=6 * per_token.macs,
         )
         self._write_record()
-        self._listen(patient=processes > 1)
-
-    def _listen(self, patient):
-        """Take the stop signals. Not patient: the second Ctrl-C does not wait; torchrun sends two for one."""
-        self.patient = patient
-        for s in STOP_SIGNALS if self.takes_signals else ():
-            signal.signal(s, self._on_signal)
-
-    def _stop_listening(self):
-        for s in STOP_SIGNALS if self.takes_signals else ():
-            signal.signal(s, signal.SIG_DFL if s != signal.SIGINT else signal.default_int_handler)
-
-    def _on_signal(self, number, frame):
-        if self.stop_requested and number == signal.SIGINT and not self.patient:
-            raise KeyboardInterrupt
-        self.stop_requested = signal.Signals(number).name
-        self._announce()
-
-    def _announce(self):
-        os.write(2, f"{self.stop_requested}: will save and stop after this step\n".encode())  # print may be interrupted
 
     def log(self, **metrics):
         """Add one line to metrics.jsonl (and to W&B), keys as in DESIGN 9."""
+        if not self.writes:
+            return
         with self._writing("metrics.jsonl") as path, open(path, "a") as f:
             f.write(json.dumps(metrics) + "\n")
         if self.wandb:
@@ -136,6 +131,8 @@ class Run:
 
     def save(self, state):
         """Write the checkpoint; `state` holds step and whatever a resume needs, in plain types and tensors."""
+        if not self.writes:
+            return
         with self._writing("ckpt.pt") as path:
             save_atomic(dict(state, settings=dataclasses.asdict(self.settings)), path)
 
@@ -148,12 +145,14 @@ class Run:
         """Close the record: "finished", "stopped: why" or "failed: why"."""
         self.record.update(status=status, finished=_now())
         try:
-            self._write_record()
+            if self.writes:
+                self._write_record()
         except WriteError:
             if not status.startswith("failed"):  # else that failure is what to tell
                 raise
         finally:
-            self._stop_listening()
+            if self.own_stop:
+                self.stop.release()
             if self.wandb:
                 self.wandb.finish()
 
@@ -201,101 +200,6 @@ class Run:
             config=dataclasses.asdict(cfg),
             dir=str(self.folder),
         )
-
-
-class Follower(Run):
-    """The run as all processes but the first see it: they read the checkpoint, hear signals, and write nothing."""
-
-    def start(self, **about):
-        self._listen(patient=True)
-
-    def _announce(self):
-        pass
-
-    def log(self, **metrics):
-        pass
-
-    def save(self, state):
-        pass
-
-    def finish(self, status):
-        self._stop_listening()
-
-
-class Clock:
-    """Training seconds, evaluation left out; the device is waited for before the time is read."""
-
-    def __init__(self, device, seconds=0.0):
-        self.device, self.seconds, self._since = device, seconds, None
-
-    def read(self):
-        synchronise(self.device)
-        now = time.perf_counter()
-        if self._since is not None:
-            self.seconds += now - self._since
-            self._since = now
-        return self.seconds
-
-    def resume(self):
-        synchronise(self.device)
-        self._since = time.perf_counter()
-
-    @contextlib.contextmanager
-    def paused(self):
-        self.read()
-        self._since = None
-        yield
-        self.resume()
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """A file to write next to `path`, flushed to disk and renamed: a kill leaves the old one or the new, never half."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def save_atomic(state, path):
-    """Save, or leave the old file as it was. Raises OSError where the system refuses to write."""
-    with replacing(path) as f:
-        try:
-            torch.save(state, f)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # why a write failed, which torch's own error does not say
-                raise error.__context__ from None
-            raise
-
-
-def load_checkpoint(path, map_location="cpu"):
-    """A checkpoint's dict, plain types and tensors only. Raises BadInput if it is missing, damaged or foreign."""
-    if not Path(path).is_file():
-        raise BadInput(f"no checkpoint {path}; start with --init_from=scratch, or make the run that writes it")
-    try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        why = f"({type(error).__name__}): truncated or of another kind"
-        raise BadInput(f"{path} cannot be read as a checkpoint {why}") from None
-    if not isinstance(state, dict) or not {"settings", "step", "model"} <= state.keys():
-        raise BadInput(f"{path} is not a checkpoint of this project: it has no settings, step and model")
-    return state
-
-
-def load_weights(model, weights, path):
-    """Put saved weights into a model; raises BadInput naming the first that does not fit."""
-    want = model.state_dict()
-    for name in [*want, *weights]:
-        if name not in weights or name not in want or weights[name].shape != want[name].shape:
-            shapes = [str(tuple(s[name].shape)) if name in s else "nothing" for s in (weights, want)]
-            raise BadInput(f"{path}: the checkpoint has {shapes[0]} for {name}, the model {shapes[1]}")
-    model.load_state_dict(weights)
 
 
 def _versions():

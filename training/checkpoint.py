@@ -1,0 +1,59 @@
+"""Checkpoints on disk: written whole or not at all, read as plain types and tensors."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+
+from training.errors import BadInput
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A file to write next to `path`, flushed to disk and renamed: a kill leaves the old one or the new, never half."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_atomic(state, path):
+    """Save, or leave the old file as it was. Raises OSError where the system refuses to write."""
+    with replacing(path) as f:
+        try:
+            torch.save(state, f)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # why a write failed, which torch's own error does not say
+                raise error.__context__ from None
+            raise
+
+
+def load_checkpoint(path, map_location="cpu"):
+    """A checkpoint's dict, plain types and tensors only. Raises BadInput if it is missing, damaged or foreign."""
+    if not Path(path).is_file():
+        raise BadInput(f"no checkpoint {path}; start with --init_from=scratch, or make the run that writes it")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        why = f"({type(error).__name__}): truncated or of another kind"
+        raise BadInput(f"{path} cannot be read as a checkpoint {why}") from None
+    if not isinstance(state, dict) or not {"settings", "step", "model"} <= state.keys():
+        raise BadInput(f"{path} is not a checkpoint of this project: it has no settings, step and model")
+    return state
+
+
+def load_weights(model, weights, path):
+    """Put saved weights into a model; raises BadInput naming the first that does not fit."""
+    want = model.state_dict()
+    for name in [*want, *weights]:
+        if name not in weights or name not in want or weights[name].shape != want[name].shape:
+            shapes = [str(tuple(s[name].shape)) if name in s else "nothing" for s in (weights, want)]
+            raise BadInput(f"{path}: the checkpoint has {shapes[0]} for {name}, the model {shapes[1]}")
+    model.load_state_dict(weights)
