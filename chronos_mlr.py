@@ -12,6 +12,7 @@ imported, and refuses the folder by that name where it is not.
 
 import copy
 import math
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from model import Compute
 from structured import BadInput, default_block_sizes
 from structured.flops import mlr_score_macs
 from structured.functional import check_levels, check_ranks
+from training.configurator import parse_list
 
 WEIGHTINGS = ("none", "shared")
 STACKS = ("encoder", "decoder")
@@ -68,6 +70,98 @@ def load_pipeline(folder, **options):
     from chronos import ChronosPipeline
 
     return ChronosPipeline.from_pretrained(str(folder), **options)
+
+
+def pipeline_for(cfg):
+    """The Chronos pipeline that train_chronos.py's settings ask for; BadInput for one that cannot be."""
+    pipeline = load_t5(cfg.pretrained) if cfg.pretrained else new_pipeline(cfg)
+    config = pipeline.inner_model.config
+    trained, earlier = getattr(config, "mlr", None), config.chronos_config if cfg.pretrained else None
+    lengths = dict(context_length=cfg.look_back, prediction_length=cfg.horizon, num_samples=cfg.num_samples)
+    vars(pipeline.model.config).update(lengths)
+    config.chronos_config = asdict(pipeline.model.config)
+    if cfg.token_mixing_struct == "multi_level_low_rank":
+        ranks = parse_list(cfg.mlr_rank_list, "mlr_rank_list")
+        weighting = "shared" if cfg.mlr_block_divide_by_num_levels else "none"
+        if trained:
+            check_as_trained(cfg, trained, ranks, weighting)
+        use_mlr_attention(pipeline.inner_model, ranks, chosen_block_sizes(cfg, trained, earlier), weighting)
+    elif trained:
+        levels = "|".join(map(str, trained["ranks"]))
+        words = f"give --token_mixing_struct=multi_level_low_rank --mlr_rank_list='{levels}'"
+        raise BadInput(f"pretrained={cfg.pretrained} has MLR attention, not low_rank; {words}")
+    return pipeline
+
+
+def check_as_trained(cfg, trained, ranks, weighting):
+    """Raise BadInput unless pretrained weights with MLR attention are asked for with the ranks they had."""
+    if (tuple(trained["ranks"]), trained["weighting"]) != (tuple(ranks), weighting):
+        levels, divided = "|".join(map(str, trained["ranks"])), trained["weighting"] == "shared"
+        words = f"--mlr_rank_list='{levels}' --mlr_block_divide_by_num_levels={divided}"
+        raise BadInput(f"pretrained={cfg.pretrained} was trained with other levels; give {words}")
+
+
+def chosen_block_sizes(cfg, trained, earlier):
+    """{stack: block sizes} where they are not to be halved: those given, or the trained ones of the same length."""
+    stacks = dict(
+        encoder=("mlr_block_size_list", "context_length", cfg.look_back),
+        decoder=("mlr_decoder_block_size_list", "prediction_length", cfg.horizon),
+    )
+    sizes = {}
+    for stack, (name, key, length) in stacks.items():
+        if getattr(cfg, name) != "default":
+            sizes[stack] = parse_list(getattr(cfg, name), name)
+        elif trained and earlier[key] == length:
+            sizes[stack] = tuple(trained["block_sizes"][stack])
+    return sizes
+
+
+def load_t5(pretrained):
+    """The pipeline of a folder or of a name on the hub, as it was saved; BadInput unless it is a Chronos T5."""
+    try:
+        pipeline = load_pipeline(pretrained)
+    except (OSError, ValueError, TypeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise BadInput(f"pretrained={pretrained} cannot be loaded as a Chronos T5: {why}") from None
+    if not isinstance(pipeline.inner_model, T5ForConditionalGeneration):
+        raise BadInput(f"pretrained={pretrained} is a {type(pipeline.inner_model).__name__}, not a T5")
+    return pipeline
+
+
+def new_pipeline(cfg):
+    """A pipeline with random weights: T5's architecture, Chronos' tokens and its factor on T5's initial weights."""
+    from chronos import ChronosConfig, ChronosPipeline
+    from chronos.chronos import ChronosModel
+
+    special = dict(pad_token_id=0, eos_token_id=1)
+    chronos = ChronosConfig(
+        tokenizer_class="MeanScaleUniformBins",
+        tokenizer_kwargs=dict(low_limit=-15.0, high_limit=15.0),
+        context_length=cfg.look_back,
+        prediction_length=cfg.horizon,
+        n_tokens=cfg.n_tokens,
+        n_special_tokens=2,
+        use_eos_token=True,
+        model_type="seq2seq",
+        num_samples=cfg.num_samples,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        **special,
+    )
+    config = T5Config(
+        vocab_size=cfg.n_tokens,
+        d_model=cfg.d_model,
+        d_kv=cfg.d_head,
+        d_ff=cfg.d_ff,
+        num_layers=cfg.n_layer,
+        num_heads=cfg.n_head,
+        dropout_rate=cfg.dropout,
+        initializer_factor=0.05,
+        decoder_start_token_id=0,
+        **special,
+    )
+    return ChronosPipeline(chronos.create_tokenizer(), ChronosModel(chronos, T5ForConditionalGeneration(config)))
 
 
 def self_attentions(stack):
@@ -180,7 +274,7 @@ def level_scores(q, k, i, j, ranks, block_sizes, weighting):
 
 
 class Chronos(nn.Module):
-    """A Chronos pipeline in the shape that training/loop.py trains: tokens of context and future -> the loss in nats.
+    """A Chronos pipeline in the shape that train_chronos.py trains: tokens of context and future -> the loss in nats.
 
     The T5 is the pipeline's; here its parameters, tied ones once, are those of one module with one role, so that all
     have the same learning rate. The role's initial values are not T5's: whoever draws them puts T5's back (`initial`).

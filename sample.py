@@ -18,7 +18,7 @@ from train import Settings as TrainSettings
 from training import devices
 from training.configurator import configure, require_at_least, setting
 from training.errors import BadInput, command
-from training.run import load_checkpoint, load_weights
+from training.checkpoint import load_checkpoint, load_weights
 
 
 @dataclass

@@ -98,7 +98,7 @@ def rate_factor(cfg, step):
 
 
 def training(cfg, **one_of_several):
-    """The run that the settings ask for, step by step: it yields after each, so that several can take turns.
+    """The run that the settings ask for, step by step: it yields before each, so that several can take turns.
 
     one_of_several: what training/together.py passes to `Run` then.
     """
@@ -153,9 +153,9 @@ def training(cfg, **one_of_several):
     windows, take_step = WindowStream(draw, cfg.max_iters, process.device), process.captured(train_step)
     with loop:
         for step in loop:
+            yield
             optimizer.set_rate(rate_factor(cfg, step))
             take_step(step, *windows.at(step).unbind())
-            yield
 
 
 @command

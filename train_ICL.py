@@ -11,14 +11,13 @@ a CUDA graph (training/capture.py); on the CPU, in float16 and with several proc
 """
 
 import functools
-import itertools
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
 
 from data.icl_regression.baselines import baseline_errors, recall_errors
-from data.icl_regression.curriculum import DIMS_START, POINTS_START, Curriculum, adaptive_increment
+from data.icl_regression.curriculum import planned
 from data.icl_regression.layouts import LAYOUTS
 from data.icl_regression.sampler import evaluation_prompts, sample_prompts, training_examples
 from data.icl_regression.stream import PromptStream
@@ -118,54 +117,7 @@ class Settings(RunSettings, StructureSettings):
 
     def curriculum(self):
         """Growth of dims and points; BadInput where two settings contradict each other."""
-        if self.training_task in QUERY_TASKS:
-            return self._full_size()
-
-        def ramp(what, full, start):
-            def value(part, default=None):
-                given = getattr(self, f"training_curriculum_{what}_{part}")
-                return default if given == -1 and default is not None else given
-
-            end = value("end", full)
-            if end > full:
-                raise BadInput(f"training_curriculum_{what}_end is {end}, a prompt has {full} {what}")
-            sizes = dict(start=value("start", min(start, end)), end=end, inc=value("inc"), interval=value("interval"))
-            return {f"{what}_{part}": size for part, size in sizes.items()}
-
-        dims, points = ramp("dims", self.n_dims, DIMS_START), ramp("points", self.points, POINTS_START)
-        inc = self._dims_increment(dims)
-        dims["dims_inc"] = inc if dims["dims_inc"] == -1 else dims["dims_inc"]
-        points["points_inc"] = 2 * dims["dims_inc"] if points["points_inc"] == -1 else points["points_inc"]
-        return Curriculum(**dims, **points)
-
-    def _dims_increment(self, dims):
-        """What dims grow by where training_curriculum_dims_inc does not say it."""
-        if not self.training_curriculum_adaptive_inc:
-            return 1
-        for what in ("dims", "points"):
-            if getattr(self, f"training_curriculum_{what}_inc") != -1:
-                raise BadInput(
-                    f"training_curriculum_{what}_inc is given and training_curriculum_adaptive_inc would compute it; "
-                    "leave it out, or set --training_curriculum_adaptive_inc=False"
-                )
-        if self.training_curriculum_dims_interval != self.training_curriculum_points_interval:
-            raise BadInput(
-                f"training_curriculum_dims_interval {self.training_curriculum_dims_interval} and points_interval "
-                f"{self.training_curriculum_points_interval} differ, adaptive growth has one interval; make them "
-                "equal, or set --training_curriculum_adaptive_inc=False"
-            )
-        steps = self.max_iters if self.training_curriculum_steps == -1 else self.training_curriculum_steps
-        return adaptive_increment(
-            dims["dims_start"], dims["dims_end"], steps, self.training_curriculum_dims_interval,
-            self.training_curriculum_warmup_ratio,
-        )  # fmt: skip
-
-    def _full_size(self):
-        """The curriculum of a task that has none; BadInput where a setting asks for one."""
-        for what, part in itertools.product(("dims", "points"), ("start", "end")):
-            if getattr(self, name := f"training_curriculum_{what}_{part}") != -1:
-                raise BadInput(f"{self.training_task} has no curriculum; leave {name} out")
-        return Curriculum(self.n_dims, self.n_dims, 0, 1, self.points, self.points, 0, 1)
+        return planned(self)
 
     def pool(self):
         """The keywords that say which examples a step trains on."""
@@ -220,8 +172,13 @@ def headline(metrics):
     return f"{words} (zero {last['zero']:.3f}, {best.replace('_', ' ')} {last[best]:.2g})", metrics["eval/last"]
 
 
+def rate_factor(cfg, step):
+    """Share of the peak learning rate at a step: constant after the warm-up."""
+    return lr_factor(step, cfg.warmup_iters)
+
+
 def training(cfg, **one_of_several):
-    """The run that the settings ask for, step by step: it yields after each, so that several can take turns.
+    """The run that the settings ask for, step by step: it yields before each, so that several can take turns.
 
     one_of_several: what training/together.py passes to `Run` then.
     """
@@ -281,9 +238,9 @@ def training(cfg, **one_of_several):
     take_step = process.captured(train_step)
     with loop:
         for step in loop:
-            optimizer.set_rate(lr_factor(step, cfg.warmup_iters))
-            take_step(step, *prompts.at(step))
             yield
+            optimizer.set_rate(rate_factor(cfg, step))
+            take_step(step, *prompts.at(step))
 
 
 @command

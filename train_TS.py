@@ -9,16 +9,13 @@ split has and their errors, the loss, and the run: its series (data/ett), model,
 What is due around a step (records, checkpoints, resumes, stops) is in training/loop.py.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 
-from data.ett import SPLITS, load_ett
+from data.ett.windows import ALONE, Windows
 from forecasters import DLinear, InstanceNorm, PatchForecaster, number_of_patches, repeat_last, seasonal_naive
 from model import Compute, Forecaster
 from structured import default_block_sizes
@@ -39,7 +36,6 @@ SCHEDULES = {  # share of the peak rate in epoch 0, 1, ..; the names are those o
     "type1": lambda epoch: 0.5 ** max(0, epoch - 1),
     "type3": lambda epoch: 0.9 ** max(0, epoch - 3),
 }
-ALONE = World()  # one process
 
 
 @dataclass
@@ -113,60 +109,6 @@ class Settings(RunSettings, StructureSettings):
         return InstanceNorm(model) if self.instance_norm else model
 
 
-def first_targets(borders, look_back, horizon):
-    """{split: range of the rows at which a window's future begins}, every row once.
-
-    A window of row t reads the look_back rows before t, those of the split before too, and predicts rows t to
-    t + horizon - 1, all in its split. BadInput where a split has no window.
-    """
-    windows = {}
-    for split, start, end in zip(SPLITS, borders[:-1], borders[1:], strict=True):
-        windows[split] = range(max(start, look_back), end - horizon + 1)
-        if not windows[split]:
-            need = f"look_back {look_back} and horizon {horizon}" if start < look_back else f"horizon {horizon}"
-            raise BadInput(f"the {split} part has {end - start:,} rows, too few for {need}")
-    return windows
-
-
-class Windows:
-    """A standardised series as pairs of past and future: `first[split]` has the row at which each future begins."""
-
-    def __init__(self, cfg):
-        series = load_ett(Path(cfg.data_dir) / cfg.dataset)
-        values = series.values if cfg.features == "M" else series.values[:, [series.columns.index("OT")]]
-        self.look_back, self.horizon, self.eval_batch_size = cfg.look_back, cfg.horizon, cfg.eval_batch_size
-        self.first = first_targets(series.borders, cfg.look_back, cfg.horizon)
-        self.steps_a_day = 24 * 60 // series.minutes
-        self.channels, self.sha256 = values.shape[1], hashlib.sha256(values.tobytes()).hexdigest()
-        self.values = torch.from_numpy(values)
-
-    def to(self, device):
-        self.values = self.values.to(device)
-        return self
-
-    def batch(self, rows):
-        """The past (B, look_back, channels) and the future (B, horizon, channels) of windows given by first target."""
-        steps = torch.arange(-self.look_back, self.horizon)
-        windows = self.values[(torch.as_tensor(rows)[:, None] + steps).to(self.values.device)]
-        return windows[:, : self.look_back], windows[:, self.look_back :]
-
-    def errors(self, forecast, split, world=ALONE):
-        """(MSE, MAE) of forecast(past) over every window, step and channel of a split; each process takes a part."""
-        rows, size = self.first[split], self.eval_batch_size
-        firsts = range(0, len(rows), size)
-        sums = torch.zeros(len(firsts), 2, dtype=torch.float64)
-        for i in world.part(len(firsts)):
-            past, future = self.batch(rows[firsts[i] : firsts[i] + size])
-            error = (forecast(past).float() - future).cpu().double()  # not every device has float64
-            sums[i] = torch.stack([error.square().sum(), error.abs().sum()])
-        return (world.collect(sums).sum(0) / (len(rows) * self.horizon * self.channels)).tolist()
-
-    def evaluate(self, forecast, world=ALONE):
-        val_mse, _ = self.errors(forecast, "val", world)
-        test_mse, test_mae = self.errors(forecast, "test", world)
-        return {"val/mse": val_mse, "test/mse": test_mse, "test/mae": test_mae}
-
-
 def training_rows(first, cfg, step):
     """First targets, out of the range `first`, of a step's windows: a pure function of (seed, step).
 
@@ -198,9 +140,9 @@ class Best:
     """
 
     def __init__(self, saved):
-        names = "best_line", "best_model", "waited"
-        self.line, self.model, self.waited = (saved[name] for name in names) if saved else ({}, {}, 0)
-        self.val_mse = saved["best"] if saved else math.inf
+        saved = saved or {}
+        self.line, self.model = saved.get("best_line", {}), saved.get("best_model", {})
+        self.waited, self.val_mse = saved.get("waited", 0), saved.get("best", math.inf)
 
     def add(self, step, metrics, model):
         self.waited += 1
@@ -220,7 +162,7 @@ def headline(metrics):
 
 
 def training(cfg, **one_of_several):
-    """The run that the settings ask for, step by step: it yields after each, so that several can take turns.
+    """The run that the settings ask for, step by step: it yields before each, so that several can take turns.
 
     one_of_several: what training/together.py passes to `Run` then.
     """
@@ -251,7 +193,7 @@ def training(cfg, **one_of_several):
         best.add(loop.step, metrics, model)
         return metrics | best.line
 
-    best, cost = Best(None), model.compute(cfg.look_back)
+    best, cost = Best(run.saved), model.compute(cfg.look_back)
     loop = Loop(
         cfg, process, run, model, optimizer, meter, evaluate=evaluate, headline=headline,
         cost=lambda step: counted(cost, cfg.batch_size, cfg.look_back),
@@ -259,15 +201,14 @@ def training(cfg, **one_of_several):
     )  # fmt: skip
     if run.saved and run.saved["sha256"] != data.sha256:
         raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {run.folder} was trained on")
-    best = Best(run.saved)
     with loop:
         for step in loop:
+            yield
             if 0 < cfg.patience <= best.waited:
                 print(f"no lower val mse in {best.waited} evaluations: ends at step {step}", flush=True)
                 break
             optimizer.set_rate(rate_factor(cfg, len(first), step))
             train_step(step, *data.batch(training_rows(first, cfg, step)[process.share.rows]))
-            yield
 
 
 def evaluate_rule(cfg):

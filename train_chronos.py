@@ -5,20 +5,21 @@
     python train_chronos.py --pretrained=amazon/chronos-t5-tiny --token_mixing_struct=multi_level_low_rank
 
 A window of look_back values becomes tokens, the model predicts those of the next horizon values. From top to bottom:
-the settings and the pipeline they ask for, the windows of a step, what a loss and an evaluation are. Tokens, model and
-quantile forecasts are chronos-forecasting's, MLR attention is in chronos_mlr.py, the loop is training/loop.py.
+the settings, the windows of a step and their tokens, the loss, the evaluation, and the run: its series, model,
+optimizer, step and loop. Tokens, model and quantile forecasts are chronos-forecasting's, MLR attention is in
+chronos_mlr.py; what is due around a step (records, checkpoints, resumes, stops) is in training/loop.py.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar
 
 import numpy as np
 import torch
 
+from data.ett.windows import Windows
 from data.kernel_synth import kernel_synth
-from train_TS import Windows
-from training.configurator import configure, parse_list, setting
+from training.configurator import configure, setting
 from training.errors import BadInput, command
 from training.loop import Loop, LossMeter, counted
 from training.optimizer import Optimizer
@@ -81,101 +82,6 @@ class Settings(RunSettings):
             raise BadInput(f"synthetic is {self.synthetic}, a share is at most 1")
         if self.dropout >= 1:
             raise BadInput(f"dropout is {self.dropout}, it must be below 1")
-
-    def pipeline(self):
-        """The Chronos pipeline; BadInput for one that cannot be."""
-        pipeline = self.load() if self.pretrained else self.new()
-        config = pipeline.inner_model.config
-        trained, earlier = getattr(config, "mlr", None), config.chronos_config if self.pretrained else None
-        lengths = dict(context_length=self.look_back, prediction_length=self.horizon, num_samples=self.num_samples)
-        vars(pipeline.model.config).update(lengths)
-        config.chronos_config = asdict(pipeline.model.config)
-        if self.token_mixing_struct == "multi_level_low_rank":
-            from chronos_mlr import use_mlr_attention
-
-            ranks = parse_list(self.mlr_rank_list, "mlr_rank_list")
-            weighting = "shared" if self.mlr_block_divide_by_num_levels else "none"
-            if trained:
-                self.check_levels(trained, ranks, weighting)
-            use_mlr_attention(pipeline.inner_model, ranks, self.block_sizes(trained, earlier), weighting)
-        elif trained:
-            levels = "|".join(map(str, trained["ranks"]))
-            words = f"give --token_mixing_struct=multi_level_low_rank --mlr_rank_list='{levels}'"
-            raise BadInput(f"pretrained={self.pretrained} has MLR attention, not low_rank; {words}")
-        return pipeline
-
-    def check_levels(self, trained, ranks, weighting):
-        """Raise BadInput unless pretrained weights with MLR attention are asked for with the ranks they had."""
-        if (tuple(trained["ranks"]), trained["weighting"]) != (tuple(ranks), weighting):
-            levels, divided = "|".join(map(str, trained["ranks"])), trained["weighting"] == "shared"
-            words = f"--mlr_rank_list='{levels}' --mlr_block_divide_by_num_levels={divided}"
-            raise BadInput(f"pretrained={self.pretrained} was trained with other levels; give {words}")
-
-    def block_sizes(self, trained, earlier):
-        """{stack: block sizes} where they are not to be halved: those given, or the trained ones of the same length."""
-        stacks = dict(
-            encoder=("mlr_block_size_list", "context_length", self.look_back),
-            decoder=("mlr_decoder_block_size_list", "prediction_length", self.horizon),
-        )
-        sizes = {}
-        for stack, (name, key, length) in stacks.items():
-            if getattr(self, name) != "default":
-                sizes[stack] = parse_list(getattr(self, name), name)
-            elif trained and earlier[key] == length:
-                sizes[stack] = tuple(trained["block_sizes"][stack])
-        return sizes
-
-    def load(self):
-        """The pipeline of `pretrained`, as it was saved."""
-        from transformers import T5ForConditionalGeneration
-
-        from chronos_mlr import load_pipeline
-
-        try:
-            pipeline = load_pipeline(self.pretrained)
-        except (OSError, ValueError, TypeError, AssertionError) as error:
-            why = str(error).partition("\n")[0]
-            raise BadInput(f"pretrained={self.pretrained} cannot be loaded as a Chronos T5: {why}") from None
-        if not isinstance(pipeline.inner_model, T5ForConditionalGeneration):
-            raise BadInput(f"pretrained={self.pretrained} is a {type(pipeline.inner_model).__name__}, not a T5")
-        return pipeline
-
-    def new(self):
-        """A pipeline with random weights: T5's architecture, Chronos' tokens and its factor on T5's initial weights."""
-        from chronos import ChronosConfig, ChronosPipeline
-        from chronos.chronos import ChronosModel
-        from transformers import T5Config, T5ForConditionalGeneration
-
-        chronos = ChronosConfig(
-            tokenizer_class="MeanScaleUniformBins",
-            tokenizer_kwargs=dict(low_limit=-15.0, high_limit=15.0),
-            context_length=self.look_back,
-            prediction_length=self.horizon,
-            n_tokens=self.n_tokens,
-            n_special_tokens=2,
-            pad_token_id=0,
-            eos_token_id=1,
-            use_eos_token=True,
-            model_type="seq2seq",
-            num_samples=self.num_samples,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-        )
-        config = T5Config(
-            vocab_size=self.n_tokens,
-            d_model=self.d_model,
-            d_kv=self.d_head,
-            d_ff=self.d_ff,
-            num_layers=self.n_layer,
-            num_heads=self.n_head,
-            dropout_rate=self.dropout,
-            initializer_factor=0.05,
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-        )
-        return ChronosPipeline(chronos.create_tokenizer(), ChronosModel(chronos, T5ForConditionalGeneration(config)))
 
 
 def training_window(data, cfg, number):
@@ -253,13 +159,13 @@ def training(cfg):
     ChronosPipeline.from_pretrained loads it, too; with MLR attention once chronos_mlr is imported, and it refuses the
     folder before.
     """
-    from chronos_mlr import Chronos
+    from chronos_mlr import Chronos, pipeline_for  # which need requirements-chronos.txt
 
     data = Windows(cfg)
     process = Process(cfg)
     run = Run(cfg, "train_chronos.py", process.world)
     process.join()
-    model = process.initialised(lambda: Chronos(cfg.pipeline()))
+    model = process.initialised(lambda: Chronos(pipeline_for(cfg)))
     network = process.network(model)
     optimizer = Optimizer(model, cfg.init_lr, cfg, process.device)
     meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
@@ -292,9 +198,9 @@ def training(cfg):
         raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the series that {run.folder} was trained on")
     with loop:
         for step in loop:
+            yield
             optimizer.set_rate(rate_factor(cfg, step))
             train_step(step, *inputs(step))
-            yield
     if process.world.rank == 0:
         model.t5.save_pretrained(run.folder / "chronos")
 

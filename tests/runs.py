@@ -1,10 +1,13 @@
 """What the tests of training share: a tiny corpus, tiny commands, interrupted runs, and what makes two runs equal."""
 
+import inspect
 import itertools
 import json
 import multiprocessing
 import os
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,20 +139,52 @@ def stops(main, argv):
     return stop.value.code
 
 
-def at_step(monkeypatch, experiment, step, action):
-    """Before the first micro-batch of a step, counted from 0, do something."""
-    loss = experiment.loss
+def fit(script, *settings, **more):
+    """Run a script by settings."""
+    script.main(flags(*settings, more))
 
-    def patched(self, now, micro):
-        if now == step and micro == 0:
+
+def begin(script, *settings, **more):
+    """(steps, parts) of a run that stands before its first step: next(steps) takes one, parts.model is its model, ..
+
+    The parts are the local names of `script.training`.
+    """
+    steps = script.training(configure(script.Settings, flags(*settings, more)))
+    next(steps)
+    return steps, SimpleNamespace(**inspect.getgeneratorlocals(steps))
+
+
+def at_step(monkeypatch, script, step, action):
+    """Before a step, counted from 0, do something."""
+    rate_factor = script.rate_factor
+
+    def patched(*given):
+        if given[-1] == step:
             action()
-        return loss(self, now, micro)
+        return rate_factor(*given)
 
-    monkeypatch.setattr(experiment, "loss", patched)
+    monkeypatch.setattr(script, "rate_factor", patched)
 
 
-def signal_at(monkeypatch, experiment, step, number):
-    at_step(monkeypatch, experiment, step, lambda: os.kill(os.getpid(), number))
+def change_losses(monkeypatch, script, change):
+    """Have change(losses, number of the micro-batch in the run, network) in the place of a script's losses."""
+    losses, calls = script.losses, itertools.count()
+    monkeypatch.setattr(script, "losses", lambda network, *given: change(losses(network, *given), next(calls), network))
+
+
+def signal_at(monkeypatch, script, step, number):
+    at_step(monkeypatch, script, step, lambda: os.kill(os.getpid(), number))
+
+
+def initial_weights(script, command):
+    """The weights that a command starts from; nothing of it stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = script.training(configure(script.Settings, [*command, f"--out_dir={folder}", "--init_from=scratch"]))
+        next(steps)
+        state = inspect.getgeneratorlocals(steps)["model"].state_dict()
+        state = {name: value.clone() for name, value in state.items()}
+        steps.close()
+    return state
 
 
 def child(target, *args):
@@ -161,9 +196,9 @@ def child(target, *args):
     return process
 
 
-def assert_every_parameter_moves(script, experiment, command, out_dir):
+def assert_every_parameter_moves(script, command, out_dir):
     """Output weights start at zero, so it takes three steps to reach all."""
-    before = experiment(configure(script.Settings, command)).model.state_dict()
+    before = initial_weights(script, command)
     script.main(command)
     after = checkpoint(out_dir)["model"]
     assert before.keys() == after.keys()

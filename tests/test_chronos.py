@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from compare import relative_error
-from runs import assert_same_run, flags, metrics, record, signal_at, stops, waves, write_series
+from runs import assert_same_run, begin, checkpoint, flags, metrics, record, signal_at, stops, waves, write_series
 from torch.utils.flop_counter import FlopCounterMode
 
 import train_chronos
 from data import kernel_synth
 from training.configurator import configure
 from training.errors import BadInput
+from training.process import Process
 
 PACKAGES = pytest.mark.skipif(
     find_spec("chronos") is None or find_spec("transformers") is None,
@@ -49,11 +50,18 @@ def argv(data_dir, tmp_path):
     return lambda *settings, **more: flags(TINY, dict(data_dir=data_dir, out_dir=tmp_path / "run"), *settings, more)
 
 
+def model_of(command):
+    """The model that a command begins with."""
+    return begin(train_chronos, dict(part.removeprefix("--").split("=", 1) for part in command))[1].model
+
+
 @pytest.fixture(scope="module")
 def t5():
     """A Chronos T5 with weights large enough that attention has something to choose."""
+    from chronos_mlr import pipeline_for
+
     torch.manual_seed(0)
-    pipeline = configure(train_chronos.Settings, flags(TINY)).pipeline()
+    pipeline = pipeline_for(configure(train_chronos.Settings, flags(TINY)))
     for p in pipeline.inner_model.parameters():
         p.data.mul_(40)
     return pipeline.inner_model.eval()
@@ -293,7 +301,7 @@ def test_draws_have_the_covariance(monkeypatch):
 @pytest.mark.parametrize("settings", [{}, dict(MLR, mlr_block_divide_by_num_levels=True)], ids=["standard", "mlr"])
 def test_three_steps_and_three_more_are_six(settings, argv, tmp_path, monkeypatch):
     train_chronos.main(argv(settings, out_dir=tmp_path / "six"))
-    signal_at(monkeypatch, train_chronos.ChronosTraining, 2, signal.SIGUSR1)
+    signal_at(monkeypatch, train_chronos, 2, signal.SIGUSR1)
     assert stops(train_chronos.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGUSR1
     train_chronos.main(argv(settings, out_dir=tmp_path / "parts", init_from="resume"))
     assert_same_run(tmp_path / "parts", tmp_path / "six")
@@ -321,8 +329,10 @@ def test_a_finished_model_is_a_chronos_checkpoint(argv, tmp_path, tokens):
     pipeline = load_pipeline(path)
     config = pipeline.model.config
     assert (config.context_length, config.prediction_length, config.n_tokens) == (23, 12, 64)
-    again = argv(MLR, max_iters=2, init_from="resume", mlr_block_size_list="24|9|3")
-    trained = train_chronos.ChronosTraining(configure(train_chronos.Settings, again)).model.t5.eval()
+    again = argv(MLR, mlr_block_size_list="24|9|3", out_dir=tmp_path / "again")
+    trained = model_of(again).eval()
+    trained.load_state_dict(checkpoint(tmp_path / "run")["model"])
+    trained = trained.t5
     for name, value in trained.state_dict().items():
         assert torch.equal(pipeline.inner_model.state_dict()[name], value), name
     assert type(pipeline.inner_model) is MLRT5ForConditionalGeneration
@@ -331,10 +341,9 @@ def test_a_finished_model_is_a_chronos_checkpoint(argv, tmp_path, tokens):
     quantiles, _ = pipeline.predict_quantiles(torch.randn(2, 23), 12, [0.1, 0.5, 0.9])
     assert quantiles.shape == (2, 12, 3)
 
-    kept = train_chronos.ChronosTraining(configure(train_chronos.Settings, argv(MLR, pretrained=path, out_dir="x")))
-    assert kept.model.t5.config.mlr == trained.config.mlr
+    assert model_of(argv(MLR, pretrained=path, out_dir=tmp_path / "x")).t5.config.mlr == trained.config.mlr
     tuned = argv(MLR, pretrained=path, out_dir=tmp_path / "tuned", look_back=30, horizon=8)
-    began = train_chronos.ChronosTraining(configure(train_chronos.Settings, tuned)).model
+    began = model_of([*tuned, f"--out_dir={tmp_path / 'began'}"])
     for name, value in began.t5.state_dict().items():
         assert torch.equal(pipeline.inner_model.state_dict()[name], value), name
     assert (began.lengths.context_length, began.lengths.prediction_length, began.block_size) == (30, 8, 40)
@@ -398,33 +407,34 @@ def test_weights_of_other_levels(settings, says, mlr_folder, argv, capsys):
 
 @PACKAGES
 def test_windows_are_a_function_of_seed_and_number(argv, data_dir):
-    experiment = train_chronos.ChronosTraining(configure(train_chronos.Settings, argv()))
-    drawn = [experiment.window(number) for number in range(40)]
-    assert all(torch.equal(experiment.window(n), drawn[n]) for n in (7, 0, 33))
-    values = experiment.data.values[:200]
+    cfg = configure(train_chronos.Settings, argv())
+    data = train_chronos.Windows(cfg)
+    drawn = [train_chronos.training_window(data, cfg, number) for number in range(40)]
+    assert all(torch.equal(train_chronos.training_window(data, cfg, n), drawn[n]) for n in (7, 0, 33))
+    values = data.values[:200]
     real = values.unfold(0, 35, 1).flatten(0, 1)  # every window of every channel of the training part
     found = [bool((real == window).all(-1).any()) for window in drawn]
     assert 40 * 0.5 < sum(found) < 40
     synthetic = drawn[found.index(False)]
-    want = kernel_synth.kernel_synth(experiment.cfg.seed, found.index(False), 35)
+    want = kernel_synth.kernel_synth(cfg.seed, found.index(False), 35)
     assert torch.equal(synthetic, torch.from_numpy(want).float())
 
 
 @PACKAGES
 def test_an_evaluation_is_the_librarys_forecast(argv):
     """Errors of the three evenly spaced test windows of every channel, by hand; the random state stays as it was."""
-    experiment = train_chronos.ChronosTraining(configure(train_chronos.Settings, argv(eval_batch_size=100)))
-    experiment.model.eval()
+    cfg = configure(train_chronos.Settings, argv(eval_batch_size=100))
+    data, model, process = train_chronos.Windows(cfg), model_of(argv()).eval(), Process(cfg)
     before = torch.get_rng_state()
-    got = experiment.errors("test")
-    assert got == experiment.errors("test")
+    got = train_chronos.errors(model, data, cfg, process, "test")
+    assert got == train_chronos.errors(model, data, cfg, process, "test")
     assert torch.equal(torch.get_rng_state(), before)
-    rows = experiment.data.first["test"]
-    past, future = experiment.data.batch(rows[:: len(rows) // 3][:3])
+    rows = data.first["test"]
+    past, future = data.batch(rows[:: len(rows) // 3][:3])
     torch.manual_seed(0)
     series, truth = past.mT.flatten(0, 1), future.mT.flatten(0, 1)
     levels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    quantiles, _ = experiment.model.pipeline.predict_quantiles(series, 12, levels)
+    quantiles, _ = model.pipeline.predict_quantiles(series, 12, levels)
     losses = []
     for level, forecast in zip(levels, quantiles.unbind(-1), strict=True):
         under = truth - forecast
@@ -437,8 +447,7 @@ def test_an_evaluation_is_the_librarys_forecast(argv):
 @PACKAGES
 def test_flops_are_those_counted(argv):
     """Of one window through T5's own attention; MLR counts what its blocks hold."""
-    experiment = train_chronos.ChronosTraining(configure(train_chronos.Settings, argv()))
-    model = experiment.model.eval()
+    model = model_of(argv()).eval()
     model.t5.set_attn_implementation("eager")
     ids, labels = torch.ones(1, 24, dtype=torch.long), torch.ones(1, 13, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -446,7 +455,7 @@ def test_flops_are_those_counted(argv):
     cost = model.compute(model.block_size)
     assert counter.get_total_flops() == 2 * cost.macs
     assert cost.macs - cost.non_emb == 13 * 32 * 64
-    mlr = train_chronos.ChronosTraining(configure(train_chronos.Settings, argv(MLR))).model
+    mlr = model_of(argv(MLR, overwrite=True))
     encoder = 24 * 24 * 8 - 24 * (4 * 24 + 2 * 12 + 2 * 6)
     decoder = 13 * 13 * 8 - (4 * 13 * 13 + 2 * (8 * 8 + 5 * 5) + 2 * (3 * 4 * 4 + 1))
     assert cost.macs - mlr.compute(mlr.block_size).macs == 2 * 4 * (encoder + decoder)

@@ -31,8 +31,8 @@ CASES = {  # name: script and settings
         train,
         TINY_LM,
         dict(
-            token_mixing_struct="low_rank_with_sequential_gswa", sequential_GSWA_layer_list="MHA|SWA", sliding_block_size=5,
-            dtype="bfloat16", decay_lr=True, lr_decay_iters=12, weight_decay=0.1,
+            token_mixing_struct="low_rank_with_sequential_gswa", sequential_GSWA_layer_list="MHA|SWA",
+            sliding_block_size=5, dtype="bfloat16", decay_lr=True, lr_decay_iters=12, weight_decay=0.1,
         ),
     ),
     "prompts_bilinear_btt": (train_ICL, TINY_ICL, dict(token_mixing_struct="bilinear_BTT")),
@@ -84,5 +84,5 @@ def is_number(value):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder))
-        record = {name: lines(name, Path(folder)) for name in CASES}
-        print("{" + ",\n".join(f'"{name}": [\n' + ",\n".join(map(json.dumps, found)) + "]" for name, found in record.items()) + "}")
+        cases = {name: ",\n".join(map(json.dumps, lines(name, Path(folder)))) for name in CASES}
+        print("{" + ",\n".join(f'"{name}": [\n{record}]' for name, record in cases.items()) + "}")

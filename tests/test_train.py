@@ -17,11 +17,14 @@ import pytest
 import torch
 from runs import (
     STRUCTURES,
+    TINY_LM,
     assert_equal,
     assert_every_parameter_moves,
     assert_same_checkpoint,
     assert_same_run,
     at_step,
+    begin,
+    change_losses,
     checkpoint,
     child,
     metrics,
@@ -35,9 +38,13 @@ from torch.nn.functional import cross_entropy
 
 import train
 from data import windows
+from training import checkpoint as checkpoint_module
 from training import run as run_module
+from training.checkpoint import load_checkpoint
 from training.configurator import configure
-from training.run import Run, load_checkpoint
+from training.distributed import World
+from training.run import Run
+from training.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[1]
 RECORD = [
@@ -66,7 +73,7 @@ def test_three_steps_and_three_more_equal_six(structure, dtype, argv, tmp_path, 
     """Stopped at step 3, neither a progress line's nor an evaluation's, with dropout and gradient accumulation."""
     settings = dict(STRUCTURES[structure], token_mixing_struct=structure, dtype=dtype)
     train.main(argv(settings, out_dir=tmp_path / "six"))
-    signal_at(monkeypatch, train.LanguageModelling, 2, signal.SIGTERM)
+    signal_at(monkeypatch, train, 2, signal.SIGTERM)
     assert stops(train.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGTERM
     assert checkpoint(tmp_path / "parts")["step"] == 3
     train.main(argv(settings, out_dir=tmp_path / "parts", init_from="resume"))
@@ -86,7 +93,7 @@ def test_every_random_number_is_a_function_of_the_checkpoint(argv, whole, tmp_pa
     """A stop after every single step, numpy's and torch's global generators disturbed in between."""
     for step in range(5):
         with monkeypatch.context() as patch:
-            signal_at(patch, train.LanguageModelling, step, signal.SIGTERM)
+            signal_at(patch, train, step, signal.SIGTERM)
             assert stops(train.main, argv(out_dir=tmp_path / "parts", init_from="auto")) == 128 + signal.SIGTERM
         torch.manual_seed(step)
     train.main(argv(out_dir=tmp_path / "parts", init_from="auto"))
@@ -261,7 +268,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(argv, whole, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.torch, "save", full)
+        patch.setattr(checkpoint_module.torch, "save", full)
         assert stops(train.main, argv(out_dir=tmp_path, init_from="resume")) == 1
     path = tmp_path / "ckpt.pt"
     why = f"error: {path} cannot be written: No space left on device; {path} is the last good checkpoint\n"
@@ -322,29 +329,29 @@ def test_a_kill_while_a_resume_begins(name, argv, whole, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 @pytest.mark.parametrize("step", [0, 3])
 def test_a_signal_saves_and_stops(number, step, argv, whole, tmp_path, monkeypatch, capfd):
-    handlers = {n: signal.getsignal(n) for n in run_module.STOP_SIGNALS}
-    signal_at(monkeypatch, train.LanguageModelling, step, number)
+    handlers = {n: signal.getsignal(n) for n in STOP_SIGNALS}
+    signal_at(monkeypatch, train, step, number)
     assert stops(train.main, argv(out_dir=tmp_path)) == 128 + number
     said = capfd.readouterr()
     assert f"stopped: {number.name} at step {step + 1}; go on with --init_from=resume" in said.out
     assert f"{number.name}: will save and stop after this step" in said.err
     assert record(tmp_path)["status"] == f"stopped: {number.name}"
     assert record(tmp_path)["finished"]
-    assert {n: signal.getsignal(n) for n in run_module.STOP_SIGNALS} == handlers
+    assert {n: signal.getsignal(n) for n in STOP_SIGNALS} == handlers
     monkeypatch.undo()
     train.main(argv(out_dir=tmp_path, init_from="resume"))
     assert_same_run(tmp_path, whole)
 
 
 def test_a_signal_during_the_evaluation_at_the_start(argv, whole, tmp_path, monkeypatch):
-    evaluate = train.LanguageModelling.evaluate
+    evaluate = train.evaluate
 
-    def interrupted(self):
+    def interrupted(*given):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self)
+        return evaluate(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.LanguageModelling, "evaluate", interrupted)
+        patch.setattr(train, "evaluate", interrupted)
         assert stops(train.main, argv(out_dir=tmp_path)) == 128 + signal.SIGTERM
     assert checkpoint(tmp_path)["step"] == 0
     train.main(argv(out_dir=tmp_path, init_from="resume"))
@@ -356,7 +363,7 @@ def test_the_second_interrupt_does_not_wait(argv, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    at_step(monkeypatch, train.LanguageModelling, 2, twice)
+    at_step(monkeypatch, train, 2, twice)
     with pytest.raises(KeyboardInterrupt):
         train.main(argv(out_dir=tmp_path))
     assert record(tmp_path)["status"].startswith("failed: KeyboardInterrupt")
@@ -404,15 +411,15 @@ def test_the_command_stops_at_sigterm(argv, tmp_path):
 
 
 def spoil_loss(value):
-    def spoil(self, losses):
+    def spoil(network, losses):
         return {name: loss * value for name, loss in losses.items()}
 
     return spoil
 
 
-def spoil_gradient(self, losses):
+def spoil_gradient(network, losses):
     """A finite loss with an infinite gradient."""
-    weight = self.model.lm_head.weight
+    weight = network.lm_head.weight
     zero = (weight - weight.detach()).abs().sqrt().sum()  # 0, with slope infinity at 0
     return {name: loss + zero for name, loss in losses.items()}
 
@@ -425,15 +432,13 @@ def spoil_gradient(self, losses):
 @pytest.mark.parametrize(("bad", "saved"), [(2, 2), (4, 4), (5, 4)])
 def test_a_loss_that_is_not_finite(spoil, what, bad, saved, argv, whole, tmp_path, monkeypatch, capsys):
     """The run fails before it saves or logs what came of it, a checkpoint at every second step."""
-    loss = train.LanguageModelling.loss
 
-    def spoiled(self, step, micro):
-        losses = loss(self, step, micro)
-        return spoil(self, losses) if step == bad and micro == 1 else losses
+    def spoiled(losses, number, network):
+        return spoil(network, losses) if number == 2 * bad + 1 else losses  # the second of two micro-batches
 
     settings = dict(eval_interval=2)
     with monkeypatch.context() as patch:
-        patch.setattr(train.LanguageModelling, "loss", spoiled)
+        change_losses(patch, train, spoiled)
         assert stops(train.main, argv(settings, out_dir=tmp_path)) == 1
     why = f"the {what} is not finite at step {bad}"
     assert f"error: {why}; {tmp_path}/ckpt.pt is the last good checkpoint" in capsys.readouterr().err
@@ -447,23 +452,21 @@ def test_a_loss_that_is_not_finite(spoil, what, bad, saved, argv, whole, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_is_not_saved_by_a_stop(argv, tmp_path, monkeypatch, capsys):
-    loss = train.LanguageModelling.loss
 
-    def spoiled(self, step, micro):
-        if step == 2:
+    def spoiled(losses, number, network):
+        if number == 2 * 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return {name: value * float("nan") for name, value in loss(self, step, micro).items()}
+        return {name: value * float("nan") for name, value in losses.items()}
 
-    monkeypatch.setattr(train.LanguageModelling, "loss", spoiled)
+    change_losses(monkeypatch, train, spoiled)
     assert stops(train.main, argv(out_dir=tmp_path, log_interval=100)) == 1
     assert "the loss is not finite at step 0; no checkpoint was written before" in capsys.readouterr().err
     assert not (tmp_path / "ckpt.pt").exists()
 
 
 def test_an_evaluation_that_is_not_finite(argv, tmp_path, monkeypatch, capsys):
-    evaluate = train.LanguageModelling.evaluate
-    broken = {"val/loss": float("nan")}
-    monkeypatch.setattr(train.LanguageModelling, "evaluate", lambda self: broken if self.step == 4 else evaluate(self))
+    found = iter([3.0, 2.0, float("nan")])  # at steps 0, 2 and 4
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"val/loss": next(found)})
     assert stops(train.main, argv(out_dir=tmp_path, eval_interval=2)) == 1
     assert "the evaluation at step 4 is not finite" in capsys.readouterr().err
     assert checkpoint(tmp_path)["step"] == 2
@@ -471,12 +474,12 @@ def test_an_evaluation_that_is_not_finite(argv, tmp_path, monkeypatch, capsys):
 
 def test_float16_skips_a_step_whose_gradient_overflows(argv, tmp_path, monkeypatch):
     """That is no failure: the scale of the loss is halved, and the record stays plain JSON."""
-    loss = train.LanguageModelling.loss
-    monkeypatch.setattr(
-        train.LanguageModelling,
-        "loss",
-        lambda self, step, micro: {k: v * (1e6 if step == 1 else 1) for k, v in loss(self, step, micro).items()},
-    )
+    second_step = (2, 3)  # its micro-batches
+
+    def large(losses, number, network):
+        return {name: value * (1e6 if number in second_step else 1) for name, value in losses.items()}
+
+    change_losses(monkeypatch, train, large)
     train.main(argv(out_dir=tmp_path, dtype="float16", log_interval=1))
     assert record(tmp_path)["status"] == "finished"
     assert [m["step"] for m in metrics(tmp_path) if m.get("grad_norm", 0) is None] == [2]
@@ -491,41 +494,42 @@ def test_float16_skips_a_step_whose_gradient_overflows(argv, tmp_path, monkeypat
 
 def test_the_gradient_is_that_of_the_mean_over_micro_batches(argv, tmp_path):
     command = argv(out_dir=tmp_path, dropout=0.0, log_interval=1, max_iters=1)
-    experiment = train.LanguageModelling(configure(train.Settings, command))
-    loss = sum(experiment.loss(0, micro)["train/loss"] for micro in range(2)) / 2
+    steps, run = begin(train, dict(part.removeprefix("--").split("=", 1) for part in command))
+    loss = sum(train.losses(run.model, windows)["train/loss"] for windows in run.windows.at(0).unbind()) / 2
     loss.backward()
-    want = torch.stack([p.grad.norm() for p in experiment.model.parameters()]).norm()
-    train.main(command)
+    want = torch.stack([p.grad.norm() for p in run.model.parameters()]).norm()
+    steps.close()
+    train.main([*command, "--overwrite=True"])
     first = metrics(tmp_path)[1]
     assert first["grad_norm"] == pytest.approx(want.item(), rel=1e-5)
     assert first["train/loss"] == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_every_micro_batch_is_another_and_every_evaluation_the_same(argv, tmp_path, monkeypatch):
-    drawn, losses = {True: [], False: []}, train.LanguageModelling.losses  # in training, in evaluations
+    drawn, forward = {True: [], False: []}, train.GPT.forward  # in training, in evaluations
 
-    def recorded(self, network, windows):
-        drawn[self.model.training].append(windows)
-        return losses(self, network, windows)
+    def recorded(self, inputs, targets):
+        drawn[self.training].append(torch.cat([inputs, targets[:, -1:]], 1))
+        return forward(self, inputs, targets)
 
-    monkeypatch.setattr(train.LanguageModelling, "losses", recorded)
+    monkeypatch.setattr(train.GPT, "forward", recorded)
     train.main(argv(out_dir=tmp_path))
     assert len(torch.stack(drawn[True]).unique(dim=0)) == len(drawn[True]) == 6 * 2
     assert drawn[True][0].shape == (2, 16 + 1)
-    for got, want in zip(drawn[False], drawn[False][:2] * 3, strict=True):
+    for got, want in zip(drawn[False], drawn[False][: len(drawn[False]) // 3] * 3, strict=True):
         assert torch.equal(got, want)
 
 
 def test_what_goes_wrong_in_the_thread_is_the_runs_error(argv, tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "BLOCK_STEPS", 2)
-    draw = train.LanguageModelling.step_windows
+    draw = train.draw_windows
 
-    def broken(self, steps):
-        if 4 in steps:
+    def broken(*given, indices, **options):
+        if 4 * 2 in indices:  # the first micro-batch of step 4
             raise OSError("the disk is gone")
-        return draw(self, steps)
+        return draw(*given, indices=indices, **options)
 
-    monkeypatch.setattr(train.LanguageModelling, "step_windows", broken)
+    monkeypatch.setattr(train, "draw_windows", broken)
     with pytest.raises(OSError, match="the disk is gone"):
         train.main(argv(out_dir=tmp_path))
     assert record(tmp_path)["status"] == "failed: OSError: the disk is gone"
@@ -569,7 +573,7 @@ def test_a_decaying_learning_rate_reaches_the_optimizer(argv, tmp_path):
 
 def test_the_record_before_the_first_step_and_after_the_last(argv, tmp_path, monkeypatch):
     seen = {}
-    at_step(monkeypatch, train.LanguageModelling, 0, lambda: seen.update(record(tmp_path)))
+    at_step(monkeypatch, train, 0, lambda: seen.update(record(tmp_path)))
     monkeypatch.setattr(sys, "argv", ["train.py", "--some=flag"])
     train.main(argv(out_dir=tmp_path, seed=7))
     end = record(tmp_path)
@@ -631,24 +635,23 @@ def test_the_loss_falls_and_the_first_is_that_of_guessing(argv, tmp_path):
     [dict(seed=1), dict(seed=2), dict(batch_size=5), dict(batch_size=64)],
     ids=["seed 1", "seed 2", "batches of 5", "one batch"],
 )
-def test_one_validation_text(change, eval_iters, argv, tmp_path, monkeypatch):
+def test_one_validation_text(change, eval_iters, data_dir, tmp_path, monkeypatch):
     """The same weights have the same loss whatever the seed and the batches: that of every id of the whole text."""
     monkeypatch.setattr(train, "EVAL_WINDOWS", 16)  # of the 25 that the text has
-    cfg = configure(train.Settings, argv(change, out_dir=tmp_path, eval_iters=eval_iters))
-    experiment = train.LanguageModelling(cfg)
+    run = begin(train, TINY_LM, change, data_dir=data_dir, out_dir=tmp_path, eval_iters=eval_iters)[1]
     draws = torch.Generator().manual_seed(0)
-    for p in experiment.model.parameters():
+    for p in run.model.parameters():
         p.data = 0.1 * torch.randn(p.shape, generator=draws)
-    text, T = torch.from_numpy(np.array(experiment.corpus.val)).long(), cfg.block_size
+    text, T = torch.from_numpy(np.array(run.corpus.val)).long(), run.cfg.block_size
     starts = range(0, len(text) - 1, T)
     starts = [starts[i * len(starts) // 16] for i in range(16)] if eval_iters == 1 else starts
-    experiment.model.eval()
+    got = run.loop.evaluation()
+    run.model.eval()
     with torch.no_grad():
-        got = experiment.evaluate()
         losses = []
         for start in starts:
             x, y = text[start : start + T], text[start + 1 : start + 1 + T]
-            losses.append(cross_entropy(experiment.model(x[None, : len(y)])[0], y, reduction="none"))
+            losses.append(cross_entropy(run.model(x[None, : len(y)])[0], y, reduction="none"))
     losses = torch.cat(losses)
     assert got["val/tokens"] == len(losses)
     assert len(losses) == (16 * T if eval_iters == 1 else len(text) - 1)
@@ -657,7 +660,7 @@ def test_one_validation_text(change, eval_iters, argv, tmp_path, monkeypatch):
 
 def test_the_best_checkpoint_alone(argv, tmp_path, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 2.0])
-    monkeypatch.setattr(train.LanguageModelling, "evaluate", lambda self: {"val/loss": next(losses)})
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"val/loss": next(losses)})
     for max_iters, saved in [(2, 2), (4, 2), (6, 6)]:
         best_only = dict(always_save_checkpoint=False, eval_interval=2, init_from="auto")
         if max_iters == 6:  # resumes at 2 and evaluates 4 again
@@ -727,7 +730,7 @@ def test_wandb_missing_is_said_before_anything_is_written(argv, tmp_path, monkey
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_trains(structure, argv, tmp_path):
     command = argv(STRUCTURES[structure], token_mixing_struct=structure, out_dir=tmp_path, dropout=0.0)
-    assert_every_parameter_moves(train, train.LanguageModelling, command, tmp_path)
+    assert_every_parameter_moves(train, command, tmp_path)
 
 
 PAPER = dict(  # the flags of the paper's language models
@@ -760,7 +763,7 @@ def test_the_papers_command(change, argv, tmp_path):
 
 
 def test_constructing_a_run_only_looks(argv, tmp_path):
-    Run(train.Settings(out_dir=str(tmp_path / "run")), "train.py")
+    Run(train.Settings(out_dir=str(tmp_path / "run")), "train.py", World())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -773,8 +776,8 @@ def test_a_damaged_record_does_not_stop_a_resume(argv, whole, tmp_path):
 
 
 def test_training_time_leaves_evaluation_out(argv, tmp_path, monkeypatch):
-    evaluate = train.LanguageModelling.evaluate
-    monkeypatch.setattr(train.LanguageModelling, "evaluate", lambda self: time.sleep(0.5) or evaluate(self))
+    evaluate = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *given: time.sleep(0.5) or evaluate(*given))
     train.main(argv(out_dir=tmp_path, max_iters=2))
     first, second, third = metrics(tmp_path)
     assert first["seconds"] < 0.4
@@ -782,7 +785,7 @@ def test_training_time_leaves_evaluation_out(argv, tmp_path, monkeypatch):
 
 
 def test_training_time_goes_on_at_a_resume(argv, tmp_path, monkeypatch):
-    at_step(monkeypatch, train.LanguageModelling, 0, lambda: time.sleep(1))
+    at_step(monkeypatch, train, 0, lambda: time.sleep(1))
     train.main(argv(out_dir=tmp_path, max_iters=2))
     train.main(argv(out_dir=tmp_path, max_iters=4, init_from="resume"))
     seconds = [m["seconds"] for m in metrics(tmp_path)]

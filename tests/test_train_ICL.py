@@ -16,6 +16,7 @@ from runs import (
     assert_same_checkpoint,
     assert_same_run,
     at_step,
+    change_losses,
     checkpoint,
     child,
     flags,
@@ -55,7 +56,7 @@ def whole(tmp_path_factory):
 def test_interrupted_in_a_growing_curriculum(structure, stop, tmp_path, monkeypatch):
     settings = dict(STRUCTURES[structure], token_mixing_struct=structure)
     train_ICL.main(argv(settings, out_dir=tmp_path / "six"))
-    signal_at(monkeypatch, train_ICL.InContextRegression, stop - 1, signal.SIGUSR1)
+    signal_at(monkeypatch, train_ICL, stop - 1, signal.SIGUSR1)
     assert stops(train_ICL.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGUSR1
     assert checkpoint(tmp_path / "parts")["step"] == stop
     train_ICL.main(argv(settings, out_dir=tmp_path / "parts", init_from="auto"))
@@ -64,14 +65,7 @@ def test_interrupted_in_a_growing_curriculum(structure, stop, tmp_path, monkeypa
 
 
 def die_at_step(step, argv):
-    loss = train_ICL.InContextRegression.loss
-
-    def patched(self, now, micro):
-        if now == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return loss(self, now, micro)
-
-    train_ICL.InContextRegression.loss = patched
+    at_step(pytest.MonkeyPatch(), train_ICL, step, lambda: os.kill(os.getpid(), signal.SIGKILL))
     sys.stdout = io.StringIO()
     train_ICL.main(argv)
 
@@ -92,7 +86,7 @@ def test_an_error_in_a_step_is_recorded_and_raised(tmp_path, monkeypatch):
     def fail():
         raise MemoryError("no more")
 
-    at_step(monkeypatch, train_ICL.InContextRegression, 5, fail)
+    at_step(monkeypatch, train_ICL, 5, fail)
     with pytest.raises(MemoryError):
         train_ICL.main(argv(out_dir=tmp_path))
     assert record(tmp_path)["status"] == "failed: MemoryError: no more"
@@ -100,13 +94,11 @@ def test_an_error_in_a_step_is_recorded_and_raised(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, capsys):
-    loss = train_ICL.InContextRegression.loss
 
-    def spoiled(self, step, micro):
-        losses = loss(self, step, micro)
+    def spoiled(losses, step, network):
         return {name: value * float("inf") for name, value in losses.items()} if step == 4 else losses
 
-    monkeypatch.setattr(train_ICL.InContextRegression, "loss", spoiled)
+    change_losses(monkeypatch, train_ICL, spoiled)
     assert stops(train_ICL.main, argv(out_dir=tmp_path)) == 1
     assert "the loss is not finite at step 4" in capsys.readouterr().err
     assert checkpoint(tmp_path)["step"] == 4
@@ -238,7 +230,7 @@ def test_the_papers_command(change, tmp_path):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_trains(structure, tmp_path):
     command = argv(STRUCTURES[structure], token_mixing_struct=structure, out_dir=tmp_path, dropout=0.0)
-    assert_every_parameter_moves(train_ICL, train_ICL.InContextRegression, command, tmp_path)
+    assert_every_parameter_moves(train_ICL, command, tmp_path)
 
 
 @pytest.mark.parametrize("task", TASKS)

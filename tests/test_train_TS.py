@@ -16,8 +16,10 @@ from runs import (
     STRUCTURES,
     TINY,
     assert_same_run,
+    begin,
     checkpoint,
     flags,
+    initial_weights,
     metrics,
     record,
     signal_at,
@@ -29,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_TS
 from data.ett import COLUMNS, DTYPE, SPLITS, load_ett
+from data.ett.windows import first_targets
 from forecasters import (
     BatchNorm,
     DLinear,
@@ -66,16 +69,16 @@ def argv(data_dir, tmp_path):
 
 
 @pytest.fixture
-def build(argv):
-    """build(**settings) is the experiment, with every weight drawn, so that its forecasts are not all zero."""
+def build(data_dir, tmp_path):
+    """build(**settings) is a run at its start, with every weight drawn, so that its forecasts are not all zero."""
 
     def make(**settings):
-        experiment = train_TS.Forecasting(configure(train_TS.Settings, argv(settings)))
+        run = begin(train_TS, TINY_TS, dict(data_dir=data_dir, out_dir=tmp_path / "run", overwrite=True), settings)[1]
         torch.manual_seed(0)
-        for p in experiment.model.parameters():
+        for p in run.model.parameters():
             p.data.add_(0.2 * torch.randn_like(p))
-        experiment.model.eval()
-        return experiment
+        run.model.eval()
+        return run
 
     return make
 
@@ -98,11 +101,11 @@ def plain_windows(borders, look_back, horizon):
 @pytest.mark.parametrize(("look_back", "horizon"), [(16, 5), (1, 1), (50, 30), (89, 1), (60, 30)])
 def test_every_window_and_no_other(look_back, horizon, build, data_dir):
     """No window is dropped, no target is an input, and the values are those of the file, standardised by training."""
-    experiment = build(look_back=look_back, horizon=horizon)
+    run = build(look_back=look_back, horizon=horizon)
     raw = np.concatenate([np.fromfile(data_dir / "ETTh1" / f"{s}.bin", DTYPE).reshape(-1, 7) for s in SPLITS])
     values = (raw - raw[: ROWS[0]].mean(0)) / raw[: ROWS[0]].std(0)
     for split, windows in plain_windows([0, *np.cumsum(ROWS)], look_back, horizon).items():
-        past, future = experiment.data.batch(experiment.data.first[split])
+        past, future = run.data.batch(run.data.first[split])
         assert len(past) == len(future) == len(windows) > 0
         for got_past, got_future, (read, predicted) in zip(past, future, windows, strict=True):
             assert read.stop == predicted.start
@@ -124,10 +127,14 @@ def test_values_after_the_training_part_change_nothing_in_it(data_dir, tmp_path,
     write_series(tmp_path / "other" / "ETTh1", changed, ROWS)
     a, b = build(), build(data_dir=tmp_path / "other")
     for step in range(30):
-        rows = a.training_rows(step)
-        assert np.array_equal(rows, b.training_rows(step))
+        rows = training_rows(a, step)
+        assert np.array_equal(rows, training_rows(b, step))
         for got, want in zip(a.data.batch(rows), b.data.batch(rows), strict=True):
             assert torch.equal(got, want)
+
+
+def training_rows(run, step):
+    return train_TS.training_rows(run.first, run.cfg, step)
 
 
 @pytest.mark.parametrize("batch_size", [8, 70, 100])
@@ -135,13 +142,13 @@ def test_an_epoch_takes_every_training_window_once(batch_size, build):
     """70 windows: as batches of 8, of 70, and of more than there are."""
     one, other = build(batch_size=batch_size), build(batch_size=batch_size, seed=2)
     steps = range(280 // 8)
-    rows = np.concatenate([one.training_rows(step) for step in steps])
-    assert np.array_equal(rows[-batch_size:], one.training_rows(steps[-1])), "a function of the step"
+    rows = np.concatenate([training_rows(one, step) for step in steps])
+    assert np.array_equal(rows[-batch_size:], training_rows(one, steps[-1])), "a function of the step"
     epochs = rows[: len(rows) // 70 * 70].reshape(-1, 70)
     assert all(sorted(epoch) == list(one.data.first["train"]) for epoch in epochs)
     assert len(one.data.first["train"]) == 70
     assert not np.array_equal(epochs[0], epochs[1]), "another order each epoch"
-    assert not np.array_equal(one.training_rows(0), other.training_rows(0)), "and for each seed"
+    assert not np.array_equal(training_rows(one, 0), training_rows(other, 0)), "and for each seed"
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +165,7 @@ def test_the_windows_of_etth1(prepared):
     """The counts of the usual protocol: 8640 - L - H + 1 to train on and 2880 - H + 1 each to validate and test on."""
     borders = load_ett(prepared / "ETTh1").borders
     for horizon, counts in {96: (8449, 2785, 2785), 192: (8353, 2689, 2689), 336: (8209, 2545, 2545)}.items():
-        windows = train_TS.first_targets(borders, 96, horizon)
+        windows = first_targets(borders, 96, horizon)
         assert tuple(map(len, windows.values())) == counts
         assert (windows["val"].start, windows["test"].start) == (8640, 11520)
 
@@ -171,15 +178,15 @@ def test_an_evaluation_is_the_mean_over_every_window(features, build):
     """Equal to a loop over single windows; 26 test windows, as one batch, in sevens, and one by one."""
     errors = {}
     for size in (1, 7, 26, 500):
-        experiment = build(features=features, eval_batch_size=size)
+        run = build(features=features, eval_batch_size=size)
         with torch.no_grad():
-            errors[size] = experiment.evaluate()
+            errors[size] = run.data.evaluate(run.model)
     with torch.no_grad():
         squared, absolute = {}, {}
         for split in ("val", "test"):
-            for row in experiment.data.first[split]:
-                past, future = experiment.data.batch([row])
-                error = (experiment.model(past) - future).double()
+            for row in run.data.first[split]:
+                past, future = run.data.batch([row])
+                error = (run.model(past) - future).double()
                 squared.setdefault(split, []).append(error.square().mean().item())
                 absolute.setdefault(split, []).append(error.abs().mean().item())
     assert [len(squared[split]) for split in ("val", "test")] == [36, 26]
@@ -189,8 +196,6 @@ def test_an_evaluation_is_the_mean_over_every_window(features, build):
         "test/mae": np.mean(absolute["test"]),
     }
     for size, got in errors.items():
-        best = {"best/step": 0, "best/test_mse": got["test/mse"], "best/test_mae": got["test/mae"]}
-        assert {name: got.pop(name) for name in best} == best
         assert list(got) == list(by_hand)
         assert got == pytest.approx(by_hand, rel=1e-6), size
     assert by_hand["test/mse"] > by_hand["test/mae"] ** 2 > 0
@@ -198,12 +203,12 @@ def test_an_evaluation_is_the_mean_over_every_window(features, build):
 
 def test_the_model_sees_both_sides(build):
     """Not causal: a change of the last hour read moves the encoder's state of the first."""
-    experiment = build()
-    past, _ = experiment.data.batch([20])
+    run = build()
+    past, _ = run.data.batch([20])
     later = past.clone()
     later[:, -1] += 1
     with torch.no_grad():
-        a, b = (experiment.model.trunk(experiment.model.read_in(x))[:, 0] for x in (past, later))
+        a, b = (run.model.trunk(run.model.read_in(x))[:, 0] for x in (past, later))
     assert not torch.allclose(a, b, atol=1e-4)
 
 
@@ -222,7 +227,7 @@ def test_the_model_sees_both_sides(build):
 )
 def test_three_steps_and_three_more_are_six(settings, argv, tmp_path, monkeypatch):
     train_TS.main(argv(settings, out_dir=tmp_path / "six"))
-    signal_at(monkeypatch, train_TS.Forecasting, 2, signal.SIGUSR1)
+    signal_at(monkeypatch, train_TS, 2, signal.SIGUSR1)
     assert stops(train_TS.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGUSR1
     assert checkpoint(tmp_path / "parts")["step"] == 3
     train_TS.main(argv(settings, out_dir=tmp_path / "parts", init_from="resume"))
@@ -259,7 +264,7 @@ def test_every_structure_trains(structure, forecaster, look_back, argv, tmp_path
     """
     command = argv(STRUCTURES[structure], token_mixing_struct=structure, dropout=0.0, forecaster=forecaster)
     command += flags(look_back=look_back if forecaster == "encoder" else 4 * look_back, max_iters=3)
-    before = train_TS.Forecasting(configure(train_TS.Settings, command)).model.state_dict()
+    before = initial_weights(train_TS, command)
     train_TS.main(command)
     for name, tensor in checkpoint(tmp_path / "run")["model"].items():
         assert tensor.isfinite().all(), name
@@ -327,7 +332,7 @@ def test_patience_is_kept_through_a_stop(argv, tmp_path, monkeypatch):
     train_TS.main(argv(settings, out_dir=tmp_path / "whole"))
     end = checkpoint(tmp_path / "whole")["step"]
     assert 4 < end < 40
-    signal_at(monkeypatch, train_TS.Forecasting, end - 1, signal.SIGUSR1)
+    signal_at(monkeypatch, train_TS, end - 1, signal.SIGUSR1)
     assert stops(train_TS.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGUSR1
     train_TS.main(argv(settings, out_dir=tmp_path / "parts", init_from="resume"))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
@@ -338,16 +343,17 @@ def test_the_best_model_is_that_of_the_best_evaluation(argv, tmp_path):
     train_TS.main(argv(forecaster="dlinear", eval_interval=1, init_lr=0.1, max_iters=10))
     saved, line = checkpoint(tmp_path / "run"), metrics(tmp_path / "run")[-1]
     assert 0 < line["best/step"] < 10
-    experiment = train_TS.Forecasting(configure(train_TS.Settings, argv(forecaster="dlinear", overwrite=True)))
-    experiment.model.load_state_dict(saved["best_model"])
+    best = DLinear(7, TINY_TS["look_back"], TINY_TS["horizon"])
+    best.load_state_dict(saved["best_model"])
+    data = train_TS.Windows(configure(train_TS.Settings, argv()))
     with torch.no_grad():
-        again = experiment.evaluate()
+        again = data.evaluate(best, World())
     assert (again["test/mse"], again["test/mae"]) == (line["best/test_mse"], line["best/test_mae"])
     lines = [m for m in metrics(tmp_path / "run") if "val/mse" in m]
     assert min(lines, key=lambda m: m["val/mse"])["step"] == line["best/step"]
 
 
-def test_the_rates_of_the_published_schedules(build):
+def test_the_rates_of_the_published_schedules():
     """70 training windows in batches of 35: two steps an epoch."""
     rates = {
         "constant": [1.0] * 6,
@@ -355,8 +361,8 @@ def test_the_rates_of_the_published_schedules(build):
         "type3": [1.0, 1.0, 1.0, 1.0, 0.9, 0.81],
     }
     for schedule, want in rates.items():
-        experiment = build(lr_schedule=schedule, batch_size=35, warmup_iters=0)
-        assert [experiment.lr_factor(step) for step in range(12)] == pytest.approx(np.repeat(want, 2))
+        cfg = train_TS.Settings(lr_schedule=schedule, batch_size=35, warmup_iters=0)
+        assert [train_TS.rate_factor(cfg, 70, step) for step in range(12)] == pytest.approx(np.repeat(want, 2))
 
 
 def test_one_rate_for_every_weight(argv, tmp_path):
@@ -364,12 +370,13 @@ def test_one_rate_for_every_weight(argv, tmp_path):
     rates = {}
     for one_rate in (False, True):
         command = argv(one_rate=one_rate, max_iters=3, warmup_iters=0, grad_clip=0, out_dir=tmp_path / f"{one_rate}")
-        before = train_TS.Forecasting(configure(train_TS.Settings, command))
+        before = initial_weights(train_TS, command)
         train_TS.main([*command, "--max_iters=1"])
-        resumed = train_TS.Forecasting(configure(train_TS.Settings, [*command, "--init_from=resume"]))
-        resumed._set_learning_rates()
-        rates[one_rate] = {float(group["lr"]) for group in resumed.optimizer.param_groups}
-        moved = (resumed.model.read_out.weight - before.model.read_out.weight).abs().max().item()
+        weights = checkpoint(tmp_path / f"{one_rate}")["model"]
+        train_TS.main([*command, "--max_iters=2", "--init_from=resume"])
+        groups = checkpoint(tmp_path / f"{one_rate}")["optimizer"]["param_groups"]
+        rates[one_rate] = {group["lr"] for group in groups}
+        moved = (weights["read_out.weight"] - before["read_out.weight"]).abs().max().item()
         assert moved == pytest.approx(3e-4 if one_rate else 3e-4 * 768 / 16, rel=1e-3)
     assert rates[True] == {3e-4}
     assert len(rates[False]) > 2
@@ -410,12 +417,12 @@ def test_patches(look_back, patches, build):
 
 
 def test_channels_of_the_patch_forecaster_are_independent(build):
-    experiment = build(forecaster="patch", look_back=32, instance_norm=True)
-    past, _ = experiment.data.batch([40, 50])
+    run = build(forecaster="patch", look_back=32, instance_norm=True)
+    past, _ = run.data.batch([40, 50])
     other = past.clone()
     other[..., 2] += torch.randn(32)
     with torch.no_grad():
-        a, b = experiment.model(past), experiment.model(other)
+        a, b = run.model(past), run.model(other)
     same = torch.isclose(a, b, atol=1e-6).all((0, 1))
     assert same.tolist() == [c != 2 for c in range(7)]
 
@@ -460,14 +467,14 @@ def test_instance_norm_follows_level_and_size():
 
 def test_instance_norm_is_undone_by_the_training_target(build):
     """The wrapped encoder counts and names as before, and predicts the mean of its window where its output is zero."""
-    experiment = build(instance_norm=True)
+    run = build(instance_norm=True)
     plain = build()
-    assert experiment.model.num_params() == plain.model.num_params()
-    assert experiment.cost(16) == plain.cost(16)
-    for p in experiment.model.forecaster.read_out.parameters():
+    assert run.model.num_params() == plain.model.num_params()
+    assert run.model.compute(16) == plain.model.compute(16)
+    for p in run.model.forecaster.read_out.parameters():
         p.data.zero_()
-    past, _ = experiment.data.batch([20, 33])
-    assert torch.allclose(experiment.model(past), past.mean(1, keepdim=True).expand(-1, 5, -1), atol=1e-5)
+    past, _ = run.data.batch([20, 33])
+    assert torch.allclose(run.model(past), past.mean(1, keepdim=True).expand(-1, 5, -1), atol=1e-5)
 
 
 def test_the_rules():
@@ -582,4 +589,4 @@ def test_a_resume_of_another_experiment_is_refused(argv, tmp_path, capsys):
 
 def test_first_targets_says_which_part_is_too_short():
     with pytest.raises(BadInput, match="the val part has 0 rows"):
-        train_TS.first_targets((0, 50, 50, 60), 8, 4)
+        first_targets((0, 50, 50, 60), 8, 4)
