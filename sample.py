@@ -16,9 +16,9 @@ from data.corpus import codec
 from model import GPT
 from train import Settings as TrainSettings
 from training import devices
+from training.checkpoint import load_checkpoint, load_weights
 from training.configurator import configure, require_at_least, setting
 from training.errors import BadInput, command
-from training.checkpoint import load_checkpoint, load_weights
 
 
 @dataclass

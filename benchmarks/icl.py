@@ -1,7 +1,6 @@
 """`bench.py icl`: training steps of train_ICL.py as users run them, beside the plain way of doing the same."""
 
 import random
-import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -11,7 +10,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import train_ICL
-from benchmarks.measure import BenchSettings, attempt, chosen, clear, time_step
+from benchmarks.measure import BenchSettings, Started, attempt, chosen, clear, time_step
 from data.icl_regression.sampler import interleave
 from model import InContextRegressor
 from structured.functional import low_rank_scores, mix, visible
@@ -21,7 +20,7 @@ from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast
 from training.errors import BadInput
 from training.mup import initialise, param_groups
-from training.together import Pack, packing_refusal
+from training.together import many_programs
 
 POOL = 32_000_064  # training prompts of the paper
 STRUCTURES = ("low_rank", "bilinear_MLR", "bilinear_BTT")
@@ -37,8 +36,8 @@ class IclSettings(BenchSettings):
 
     The row "train_ICL" is the loop that train_ICL.py runs, without evaluations. The row "reference" is eager: prompts
     drawn one by one on the host, dense T x T scores, AdamW with foreach, the loss read at every step. The row "n at
-    once" is n runs as one batched model, with all their steps counted. peak_MiB is the most memory allocated during a
-    step once all kernels are compiled and chosen.
+    once" is n runs in one process (training/together.py), with all their steps counted. peak_MiB is the
+    most memory allocated during a step once all kernels are compiled and chosen.
     """
 
     sizes: str = setting("8x64", "n_dims x d_model of every model, with | between them")
@@ -51,7 +50,7 @@ class IclSettings(BenchSettings):
     cuda_graph: str = setting("auto", "let train_ICL replay steps as a CUDA graph: auto, True, False")
     tf32: bool = setting(False, "let float32 matmuls on the GPU round their inputs to TF32")
     repeats: int = setting(1, "timings that the median is taken of")
-    together: int = setting(1, "also time so many runs as one batched model, all their steps counted")
+    together: int = setting(1, "also time so many runs in one process, all their steps counted")
     steps: int = setting(64, "steps in a timing, an eighth of them for the reference")
 
     AT_LEAST_1: ClassVar[tuple] = ("repeats", "together", "n_layer", "n_head", "batch_size", "steps")
@@ -90,22 +89,24 @@ def rows(cfg, device):
 
 
 def measured(cfg, device, runs):
-    with tempfile.TemporaryDirectory() as folder:  # where nothing is written: a run that is not started has no record
-        for run in (replace(run, out_dir=f"{folder}/run") for run in runs):
-            about = dict(n_dims=run.n_dims, d_model=run.d_model, token_mixing_struct=run.token_mixing_struct)
-            plain = attempt(partial(time_steps, cfg, device, partial(reference, run, device), cfg.steps // 8), device)
-            yield about | dict(loop="reference") | plain
-            ours = attempt(partial(time_steps, cfg, device, partial(train_icl, run), cfg.steps), device)
-            if "ms" in plain and "ms" in ours:
-                ours["times_reference"] = plain["ms"] / ours["ms"]
-            yield about | dict(loop="train_ICL") | ours
-            if cfg.together > 1:
-                pack = attempt(partial(time_steps, cfg, device, partial(packed, run, cfg.together), cfg.steps), device)
-                if "ms" in pack:
-                    pack = dict(pack, ms=pack["ms"] / cfg.together, steps_per_s=pack["steps_per_s"] * cfg.together)
-                    if "ms" in plain:
-                        pack["times_reference"] = plain["ms"] / pack["ms"]
-                yield about | dict(loop=f"{cfg.together} at once") | pack
+    for run in runs:
+        about = dict(n_dims=run.n_dims, d_model=run.d_model, token_mixing_struct=run.token_mixing_struct)
+        plain = attempt(partial(time_steps, cfg, device, partial(reference, run, device), cfg.steps // 8), device)
+        yield about | dict(loop="reference") | plain
+        ours = attempt(partial(time_steps, cfg, device, partial(train_icl, run), cfg.steps), device)
+        if "ms" in plain and "ms" in ours:
+            ours["times_reference"] = plain["ms"] / ours["ms"]
+        yield about | dict(loop="train_ICL") | ours
+        if cfg.together > 1:
+            several = partial(in_turn, run, cfg.together, device)
+            with many_programs:
+                all_of_them = attempt(partial(time_steps, cfg, device, several, cfg.steps), device)
+            if "ms" in all_of_them:
+                all_of_them["ms"] /= cfg.together
+                all_of_them["steps_per_s"] *= cfg.together
+                if "ms" in plain:
+                    all_of_them["times_reference"] = plain["ms"] / all_of_them["ms"]
+            yield about | dict(loop=f"{cfg.together} at once") | all_of_them
 
 
 def time_steps(cfg, device, build, steps):
@@ -118,20 +119,25 @@ def time_steps(cfg, device, build, steps):
 
 def train_icl(run):
     """The step of train_ICL.py."""
-    return train_ICL.InContextRegression(run)._train_step
+    return Started(train_ICL, run, eval_prompts=1).step
 
 
-def packed(run, count):
-    """The step of several runs at once (training/together.py)."""
-    if why := packing_refusal(run):
-        raise BadInput(why)
-    experiments = [train_ICL.InContextRegression(replace(run, seed=run.seed + k)) for k in range(count)]
-    pack = Pack(experiments)
+def in_turn(run, count, device):
+    """A step of each of several runs in this process, on streams of their own (training/together.py)."""
+    streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(count)]
+    runs = []
+    for k, stream in enumerate(streams):
+        with torch.cuda.stream(stream):
+            runs.append(Started(train_ICL, replace(run, seed=run.seed + k), eval_prompts=1))
 
     def step():
-        for experiment in experiments:
-            experiment._train_step()
-        pack.step()
+        for started, stream in zip(runs, streams, strict=True):
+            if stream:
+                stream.wait_stream(torch.cuda.current_stream(device))  # so that the clock's first event is before all
+            with torch.cuda.stream(stream):
+                started.step()
+        for stream in filter(None, streams):
+            torch.cuda.current_stream(device).wait_stream(stream)
 
     return step
 

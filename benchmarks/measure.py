@@ -1,14 +1,19 @@
 """How the commands of bench.py measure: their common settings, times, memory, and what becomes of a row that fails."""
 
+import contextlib
 import gc
+import inspect
+import io
 import math
 import secrets
 import statistics
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -101,6 +106,26 @@ def clear():
     """No row inherits another's recompilations or memory."""
     torch.compiler.reset()
     gc.collect()
+
+
+class Started:
+    """A run of a script that stands before its first step. What it prints and writes is dropped.
+
+    step() takes a step, with nothing between them: no progress line, no evaluation. parts: the local names of the
+    script's `training`, such as model, network and optimizer.
+    """
+
+    def __init__(self, script, settings, **shortest_evaluation):
+        never, self.folder = 2**62, tempfile.TemporaryDirectory()  # which goes with this object
+        never_due = dict(max_iters=never, log_interval=never, eval_interval=never, out_dir=f"{self.folder.name}/run")
+        settings = replace(settings, **never_due, **shortest_evaluation)
+        self.steps = script.training(settings)
+        with contextlib.redirect_stdout(io.StringIO()):
+            next(self.steps)
+        self.parts = SimpleNamespace(**inspect.getgeneratorlocals(self.steps))
+
+    def step(self):
+        next(self.steps)
 
 
 def time_step(step, device, steps, repeats):

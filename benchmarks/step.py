@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import train
-from benchmarks.measure import ModelBenchSettings, attempt, clear, kernel_times, matmul_tflops, time_step
+from benchmarks.measure import ModelBenchSettings, Started, attempt, clear, kernel_times, matmul_tflops, time_step
 from data.corpus import CHARACTERS, CorpusWriter
 from training.capture import StaticStep, wanted
 from training.configurator import parse_list, require_at_least, setting
@@ -130,12 +130,12 @@ def per_second(row, cfg, batch):
 def time_run(run, cfg, rate):
     """Times of the step that train.py takes with these settings, and what they are made of."""
     clear()
-    experiment = train.LanguageModelling(run)
-    device = experiment.device
-    timed = time_step(experiment._train_step, device, cfg.steps, cfg.repeats)
-    kernels = longest(experiment._train_step, device, cfg.kernels)
-    flops = 6 * experiment.per_token().macs * experiment.step_cost(0)["tokens"] * 1e3 / timed["ms"]
-    alone = time_step(model_alone(experiment), device, cfg.steps, cfg.repeats)
+    started = Started(train, run, eval_iters=1)
+    parts, device = started.parts, started.parts.process.device
+    timed = time_step(started.step, device, cfg.steps, cfg.repeats)
+    kernels = longest(started.step, device, cfg.kernels)
+    flops = 6 * parts.cost.macs * parts.sequences * 1e3 / timed["ms"]
+    alone = time_step(model_alone(parts), device, cfg.steps, cfg.repeats)
     peak = peak_flops(device, run.dtype, run.tf32)
     return dict(
         timed,
@@ -155,21 +155,18 @@ def longest(step, device, number):
     return dict(kernels=found[:number], kernel_ms=sum(ms for _, ms, _ in found))
 
 
-def model_alone(experiment):
+def model_alone(run):
     """The forward and backward passes of a step on inputs that stay, replayed where the run's steps are."""
 
     def passes(*inputs):
         for windows in inputs:
-            with experiment.context():
-                loss = experiment.losses(experiment.network, windows)["train/loss"]
-            experiment.scaler.scale(loss / len(inputs)).backward()
-        experiment.optimizer.zero_grad(set_to_none=True)
+            with run.process.autocast():
+                loss = train.losses(run.network, windows)["train/loss"]
+            run.optimizer.backward(loss / len(inputs))
+        run.optimizer.adamw.zero_grad(set_to_none=True)
 
-    inputs = experiment.inputs(0)
-    if experiment.static_step is None:
-        return partial(passes, *inputs)
-    experiment.static_step = StaticStep(passes, experiment.device)  # in place of the step's own graph and its memory
-    return partial(experiment.static_step, *inputs)
+    inputs = run.windows.at(0).unbind()
+    return partial(StaticStep(passes, run.process.device) if run.process.records else passes, *inputs)
 
 
 def load_peer(folder):

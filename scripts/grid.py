@@ -33,7 +33,7 @@ class GridSettings:
     run: bool = setting(False, "run here what is left to do, instead of printing it")
     jobs: int = setting(1, "run: how many at a time at most")
     spread: int = setting(0, "run: over so many GPUs, one job on each in turn; 0: all on the one they choose")
-    together: bool = setting(False, "run: in one process, runs of one shape as one batched model")
+    together: bool = setting(False, "run: in one process, whose runs take their steps in turn")
 
     def all_seeds(self):
         return parse_list(self.seeds, "seeds") if self.seeds else (self.seed,)
@@ -118,20 +118,12 @@ def run_here(commands, jobs, gpus=()):
 
 def run_together(commands, jobs):
     """As `run_here`, in this process (training/together.py)."""
-    import train
-    import train_ICL
     from training.together import Plan, fit_together
-
-    classes = {"train.py": (train, train.LanguageModelling), "train_ICL.py": (train_ICL, train_ICL.InContextRegression)}
 
     def plan(command):
         _, script, *arguments = shlex.split(command)
-        if script not in classes:
-            those = ", ".join(classes)
-            raise BadInput(f"runs of {script} do not go together, those of {those} do; leave --together out")
-        module, experiment = classes[script]
-        settings = configure(module.Settings, arguments)
-        return Plan(settings, lambda: experiment(settings), [script, *arguments])
+        module = importlib.import_module(Path(script).stem)
+        return Plan(module.training, configure(module.Settings, arguments), [script, *arguments])
 
     fit_together([plan(command) for command in commands], jobs)
 

@@ -372,13 +372,13 @@ def test_icls_reference_computes_the_same(name, tmp_path):
     """The model with dense scores, and the prompts: predicting zero costs 1."""
     cfg = configure(icl.IclSettings, ICL[1:])
     run = cfg.run_settings(4, 16, name, str(tmp_path / "run"))
-    experiment = train_ICL.InContextRegression(run)
-    torch.nn.init.normal_(experiment.model.read_out.weight)
-    x, y, weight = experiment.inputs(0)
-    want = experiment.losses(experiment.network, x, y, weight)["overall_loss"]
-    for block in experiment.model.trunk.h:
+    parts = measure.Started(train_ICL, run, eval_prompts=1).parts
+    torch.nn.init.normal_(parts.model.read_out.weight)
+    given = parts.layout, *parts.prompts.at(0)
+    want = train_ICL.losses(parts.network, *given)["overall_loss"]
+    for block in parts.model.trunk.h:
         block.attn.scoring = icl.DenseScores(block.attn.scoring)
-    got = experiment.losses(experiment.network, x, y, weight)["overall_loss"]
+    got = train_ICL.losses(parts.network, *given)["overall_loss"]
     assert got.item() == pytest.approx(want.item(), rel=1e-5)
     run.batch_size = 4000
     x, y = icl.draw_one_by_one(run)

@@ -12,7 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, TINY_ICL, assert_equal, checkpoint, child, flags, metrics, record, stops, waves, write_series
+from runs import (
+    TINY,
+    TINY_ICL,
+    assert_equal,
+    change_losses,
+    checkpoint,
+    child,
+    flags,
+    metrics,
+    record,
+    signal_at,
+    stops,
+    waves,
+    write_series,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
@@ -22,14 +36,11 @@ import train_ICL
 import train_TS
 from training.distributed import Share, World
 from training.errors import BadInput
+from training.loop import Loop
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-SCRIPTS = {
-    "train.py": (train, train.LanguageModelling),
-    "train_ICL.py": (train_ICL, train_ICL.InContextRegression),
-    "train_TS.py": (train_TS, train_TS.Forecasting),
-}
+SCRIPTS = {"train.py": train, "train_ICL.py": train_ICL, "train_TS.py": train_TS}
 
 
 def free_port():
@@ -46,11 +57,10 @@ def one_of_many(world, port, said, script, argv, patch):
     for descriptor, name in [(1, "out"), (2, "err")]:
         os.dup2(os.open(f"{said}.{world.rank}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
     sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
-    module, experiment = SCRIPTS[script]
-    patch(experiment, world.rank)
     status = 0
     try:
-        module.main(argv)
+        patch(SCRIPTS[script], world.rank)
+        SCRIPTS[script].main(argv)
     except SystemExit as stop:
         status = stop.code
     except BaseException:
@@ -71,7 +81,7 @@ def together(n, argv, said, patch, script="train.py"):
     return [process.exitcode for process in many], out, err
 
 
-def nothing(experiment, rank):
+def nothing(script, rank):
     """No patch."""
 
 
@@ -233,7 +243,7 @@ def test_two_gpus_equal_one(fsdp, compiled, argv, tmp_path):
     assert [record(tmp_path / name)["processes"] for name in launch] == [1, 2]
 
 
-def count_gradient_exchanges(experiment, rank):
+def count_gradient_exchanges(script, rank):
     """Print one line for each backward pass whose gradients cross the network, with shards one for each part of it."""
     scatter_name = next(n for n in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(torch.distributed, n))
     wrap, scatter = World.wrap, getattr(torch.distributed, scatter_name)
@@ -273,16 +283,10 @@ def test_gradients_cross_the_network_once_a_step(fsdp, parts, argv, tmp_path):
 # --- stops, and resumes with another number of processes ---
 
 
-def terminate_the_last(experiment, rank):
+def terminate_the_last(script, rank):
     """SIGTERM to one process alone, in its third step."""
-    loss, last = experiment.loss, World.from_environment().size - 1
-
-    def patched(self, step, micro):
-        if step == 2 and rank == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, step, micro)
-
-    experiment.loss = patched
+    if rank == World.from_environment().size - 1:
+        signal_at(pytest.MonkeyPatch(), script, 2, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
@@ -317,18 +321,18 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_processes(fsdp, argv, who
             torch.testing.assert_close(got["optimizer"]["state"][i][name], tensor, rtol=1e-4, atol=1e-5 * largest)
 
 
-def weigh(experiment, rank):
+def weigh(script, rank):
     """After a checkpoint, print the bytes of parameters and moments in this process."""
-    save = experiment._save
+    save = Loop._save
 
     def weighed(self):
         save(self)
         kept = [*self.model.parameters()]
-        kept += [t for state in self.optimizer.state.values() for name, t in state.items() if name != "step"]
+        kept += [t for state in self.optimizer.adamw.state.values() for name, t in state.items() if name != "step"]
         kept = [t.to_local() if isinstance(t, DTensor) else t for t in kept]
         print(f"holds {sum(t.untyped_storage().nbytes() for t in kept)} bytes", file=sys.stderr)
 
-    experiment._save = weighed
+    Loop._save = weighed
 
 
 def test_shards_are_shares_and_any_way_of_holding_the_model_goes_on(argv, tmp_path):
@@ -346,14 +350,13 @@ def test_shards_are_shares_and_any_way_of_holding_the_model_goes_on(argv, tmp_pa
     assert [resumed["step"] for resumed in record(run)["resumed"]] == [2, 4, 6]
 
 
-def spoil_the_last(experiment, rank):
-    loss = experiment.loss
+def spoil_the_last(script, rank):
+    """In its sixth step, of one micro-batch."""
 
-    def spoiled(self, step, micro):
-        losses = loss(self, step, micro)
+    def spoiled(losses, step, network):
         return {k: v * float("nan") for k, v in losses.items()} if step == 5 and rank == 1 else losses
 
-    experiment.loss = spoiled
+    change_losses(pytest.MonkeyPatch(), script, spoiled)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_ends_all(argv, tmp_path):
@@ -389,7 +392,7 @@ def test_shards_of_one_process(argv, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def elsewhere(experiment, rank):
+def elsewhere(script, rank):
     """The second node has its own disk."""
     if rank:
         configure = train.configure

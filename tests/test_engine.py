@@ -1,13 +1,26 @@
 """The step that a CUDA graph replays: the same program on the CPU beside the ordinary step, and recorded on CUDA."""
 
-import os
+import contextlib
 import signal
 
 import pytest
 import torch
 from compare import assert_same, relative_error
 from runs import STRUCTURES as EVERY_STRUCTURE
-from runs import TINY_ICL, TINY_LM, assert_same_run, checkpoint, flags, metrics, record, stops
+from runs import (
+    TINY_ICL,
+    TINY_LM,
+    assert_same_run,
+    begin,
+    checkpoint,
+    flags,
+    initial_weights,
+    metrics,
+    record,
+    signal_at,
+    stops,
+    timeless,
+)
 
 import train
 import train_ICL
@@ -16,8 +29,8 @@ from data.icl_regression import stream
 from training import capture
 from training.capture import StaticStep
 from training.configurator import configure
-from training.loop import portable
-from training.mup import adamw
+from training.optimizer import Optimizer
+from training.process import Process
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -28,14 +41,42 @@ GROWING = dict(  # dims and points grow at steps 8 and 16
 )  # fmt: skip
 
 
-def build(cls, *settings, **more):
-    if issubclass(cls, train.LanguageModelling):
-        return cls(configure(train.Settings, flags(TINY_LM, *settings, more)))
-    return cls(configure(train_ICL.Settings, flags(TINY_ICL, GROWING, *settings, more)))
+def settings_of(script, *settings, **more):
+    return [TINY_LM if script is train else TINY_ICL | GROWING, *settings, more]
 
 
-def fit(cls, *settings, **more):
-    build(cls, *settings, **more).fit()
+def fit(script, *settings, **more):
+    script.main(flags(*settings_of(script, *settings, **more)))
+
+
+def start(script, *settings, **more):
+    return begin(script, *settings_of(script, *settings, **more))
+
+
+@pytest.fixture
+def static(monkeypatch):
+    """A context in which steps are the program that a GPU records, called step by step."""
+
+    @contextlib.contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setattr(capture, "wanted", lambda *_: True)
+            yield
+
+    return context
+
+
+@pytest.fixture
+def padded(monkeypatch):
+    """A context in which ordinary steps take prompts of full length, as they do where the model is compiled."""
+
+    @contextlib.contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setattr(Process, "fixed_shapes", property(lambda self: True, lambda self, value: None), raising=False)
+            yield
+
+    return context
 
 
 def losses(out_dir, name="overall_loss"):
@@ -43,90 +84,74 @@ def losses(out_dir, name="overall_loss"):
     return {m["step"]: m[name] for m in metrics(out_dir) if name in m}
 
 
-class Padded(train_ICL.InContextRegression):
-    """Ordinary steps on prompts of full length."""
-
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        self.fixed_shapes = True
-
-
-class Static(Padded):
-    """What a GPU records, called step by step."""
-
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        self.static_step = StaticStep(self._static_update, self.device)
-
-
-class StaticLanguage(train.LanguageModelling):
-    """The same of a language model."""
-
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        self.static_step = StaticStep(self._static_update, self.device)
-
-
 # --- the program, on the CPU ---
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("structure", EVERY_STRUCTURE)
-def test_the_static_program_takes_all_micro_batches(structure, dtype, data_dir, tmp_path):
+def test_the_static_program_takes_all_micro_batches(structure, dtype, data_dir, tmp_path, static):
     """Bit for bit, three of them a step, evaluations between."""
     settings = dict(EVERY_STRUCTURE[structure], token_mixing_struct=structure, dtype=dtype, data_dir=data_dir)
     settings |= dict(dropout=0.0, gradient_accumulation_steps=3, log_interval=1)
-    fit(train.LanguageModelling, settings, out_dir=tmp_path / "ordinary")
-    fit(StaticLanguage, settings, out_dir=tmp_path / "static")
+    fit(train, settings, out_dir=tmp_path / "ordinary")
+    with static():
+        fit(train, settings, out_dir=tmp_path / "static")
     assert_same_run(tmp_path / "static", tmp_path / "ordinary")
 
 
-def test_dropout_of_static_micro_batches(data_dir, tmp_path):
+def test_dropout_of_static_micro_batches(data_dir, tmp_path, static):
     """One alone drops what the ordinary step drops; after the first it goes on, as a function of the step."""
     for micro_batches, same in [(1, True), (2, False)]:
-        settings = dict(data_dir=data_dir, gradient_accumulation_steps=micro_batches, dropout=0.5)
-        runs = [build(cls, settings, out_dir=tmp_path) for cls in (train.LanguageModelling, *[StaticLanguage] * 2)]
-        for run in runs:
-            for _ in range(4):
-                run._train_step()
-        ordinary, static, again = ([*run.meter.read().values(), run.grad_norm.item()] for run in runs)
-        assert static == again
-        assert (static == ordinary) == same
+        settings = dict(data_dir=data_dir, gradient_accumulation_steps=micro_batches, dropout=0.5, log_interval=1)
+        fit(train, settings, out_dir=tmp_path / f"ordinary {micro_batches}")
+        with static():
+            for name in ("static", "again"):
+                fit(train, settings, out_dir=tmp_path / f"{name} {micro_batches}")
+        ordinary, recorded, again = (
+            timeless(metrics(tmp_path / f"{name} {micro_batches}")) for name in ("ordinary", "static", "again")
+        )
+        assert recorded == again
+        assert (recorded == ordinary) == same
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_the_static_program_is_the_ordinary_step(structure, tmp_path):
+def test_the_static_program_is_the_ordinary_step(structure, tmp_path, static, padded):
     """Bit for bit, dropout included, over a curriculum that grows."""
     settings = dict(STRUCTURES[structure], token_mixing_struct=structure)
-    fit(Padded, settings, out_dir=tmp_path / "ordinary")
-    fit(Static, settings, out_dir=tmp_path / "static")
+    with padded():
+        fit(train_ICL, settings, out_dir=tmp_path / "ordinary")
+    with static():
+        fit(train_ICL, settings, out_dir=tmp_path / "static")
     assert_same_run(tmp_path / "static", tmp_path / "ordinary")
     assert len(losses(tmp_path / "static")) == 20
 
 
 @pytest.mark.parametrize("step", [0, 8])
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_padded_prompts_give_the_loss_and_the_gradients_of_short_ones(structure, step, tmp_path):
+def test_padded_prompts_give_the_loss_and_the_gradients_of_short_ones(structure, step, tmp_path, padded):
     settings = dict(STRUCTURES[structure], token_mixing_struct=structure, dropout=0.0, out_dir=tmp_path)
-    short, padded = (build(cls, settings) for cls in (train_ICL.InContextRegression, Padded))
-    assert [len(run.inputs(step)[2]) for run in (short, padded)] == [4 if step == 0 else 6, 8]
+    _, short = start(train_ICL, settings)
+    with padded():
+        _, full = start(train_ICL, settings, overwrite=True)
+    assert [len(run.prompts.at(step)[2]) for run in (short, full)] == [4 if step == 0 else 6, 8]
     results = []
-    for run in (short, padded):
+    for run in (short, full):
         torch.manual_seed(0)
         for p in run.model.parameters():
             torch.nn.init.normal_(p, std=0.3)
-        losses = run.losses(run.network, *run.inputs(step))
+        losses = train_ICL.losses(run.network, run.layout, *run.prompts.at(step))
         losses["overall_loss"].backward()
         results.append([*losses.values(), *(p.grad for p in run.model.parameters())])
     names = ["overall_loss", "zero", *(name for name, _ in short.model.named_parameters())]
     assert_same(results[1], results[0], names, tolerance=2e-5)
 
 
-def test_padded_prompts_are_counted_and_evaluated_like_short_ones(tmp_path):
+def test_padded_prompts_are_counted_and_evaluated_like_short_ones(tmp_path, static):
     """At a small rate: Adam makes full steps of gradients that are 0 but for rounding, so that runs drift apart."""
     slow = dict(training_learning_rate=1e-5, dropout=0.0)
-    fit(train_ICL.InContextRegression, slow, out_dir=tmp_path / "short")
-    fit(Static, slow, out_dir=tmp_path / "padded")
+    fit(train_ICL, slow, out_dir=tmp_path / "short")
+    with static():
+        fit(train_ICL, slow, out_dir=tmp_path / "padded")
     assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "short"), rel=1e-4)
     for got, want in zip(metrics(tmp_path / "padded"), metrics(tmp_path / "short"), strict=True):
         names = ("step", "tokens", "compute", "non_emb_compute", "paper_compute", "n_dims", "n_points", "lr")
@@ -135,40 +160,43 @@ def test_padded_prompts_are_counted_and_evaluated_like_short_ones(tmp_path):
             assert got["eval_pointwise/loss"] == pytest.approx(want["eval_pointwise/loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("after", [Static, Padded])
-def test_a_resume_goes_on_with_either_step(after, tmp_path, monkeypatch):
-    fit(Padded, out_dir=tmp_path / "whole")
-    stop_at(monkeypatch, 12, Static, out_dir=tmp_path / "parts")
-    fit(after, out_dir=tmp_path / "parts", init_from="resume")
+@pytest.mark.parametrize("after", ["static", "padded"])
+def test_a_resume_goes_on_with_either_step(after, tmp_path, monkeypatch, static, padded):
+    with padded():
+        fit(train_ICL, out_dir=tmp_path / "whole")
+    with static():
+        stop_at(monkeypatch, 12, train_ICL, out_dir=tmp_path / "parts")
+    with dict(static=static, padded=padded)[after]():
+        fit(train_ICL, out_dir=tmp_path / "parts", init_from="resume")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-def stop_at(monkeypatch, step, cls, *settings, **more):
+def stop_at(monkeypatch, step, script, *settings, **more):
     """A run that is told to stop when so many steps are done."""
     with monkeypatch.context() as patch:
-        at_inputs(patch, step - 1, lambda x, y, weight: os.kill(os.getpid(), signal.SIGUSR1))
+        signal_at(patch, script, step - 1, signal.SIGUSR1)
         with pytest.raises(SystemExit):
-            fit(cls, *settings, **more)
+            fit(script, *settings, **more)
     assert checkpoint(more["out_dir"])["step"] == step
 
 
-def at_inputs(monkeypatch, step, action):
-    """Do something with the inputs of a step."""
-    inputs = train_ICL.InContextRegression.inputs
+def spoil_prompts(monkeypatch, step):
+    """Let the answers in the prompts of a step be infinite."""
+    at = stream.PromptStream.at
 
     def patched(self, now):
-        given = inputs(self, now)
+        given = at(self, now)
         if now == step:
-            action(*given)
+            given[1].fill_(torch.inf)
         return given
 
-    monkeypatch.setattr(train_ICL.InContextRegression, "inputs", patched)
+    monkeypatch.setattr(stream.PromptStream, "at", patched)
 
 
-def test_the_step_that_is_not_finite_is_named(tmp_path, monkeypatch, capsys):
-    at_inputs(monkeypatch, 5, lambda x, y, weight: y.fill_(torch.inf))
-    with pytest.raises(SystemExit) as end:
-        fit(Static, out_dir=tmp_path, log_interval=4)
+def test_the_step_that_is_not_finite_is_named(tmp_path, monkeypatch, capsys, static):
+    spoil_prompts(monkeypatch, 5)
+    with pytest.raises(SystemExit) as end, static():
+        fit(train_ICL, out_dir=tmp_path, log_interval=4)
     assert end.value.code == 1
     assert "the loss is not finite at step 5" in capsys.readouterr().err
     assert record(tmp_path)["status"] == "failed: the loss is not finite at step 5"
@@ -200,7 +228,7 @@ def test_a_compiled_model_is_compiled_once(tmp_path, monkeypatch):
 
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, mode: compiled(model, backend=backend))
-    fit(train_ICL.InContextRegression, out_dir=tmp_path, compile=True)
+    fit(train_ICL, out_dir=tmp_path, compile=True)
     assert len(losses(tmp_path)) == 20
     assert len(shapes) == 2
 
@@ -210,7 +238,7 @@ def test_the_mode_of_the_compiler(mode, tmp_path, monkeypatch):
     """It gets PyTorch's name; the graphs are ours, in either."""
     asked = []
     monkeypatch.setattr(torch, "compile", lambda model, mode: asked.append(mode) or model)
-    fit(train_ICL.InContextRegression, out_dir=tmp_path, compile=True, compile_mode=mode)
+    fit(train_ICL, out_dir=tmp_path, compile=True, compile_mode=mode)
     assert asked == [{"default": "default", "max-autotune": "max-autotune-no-cudagraphs"}[mode]]
 
 
@@ -219,22 +247,23 @@ def test_the_mode_of_the_compiler(mode, tmp_path, monkeypatch):
 
 def test_a_resume_computes_its_own_way(tmp_path, monkeypatch):
     """Whatever a checkpoint of a GPU says in the optimizer's groups."""
-    fit(Padded, out_dir=tmp_path / "whole")
-    stop_at(monkeypatch, 12, Padded, out_dir=tmp_path / "parts")
+    fit(train_ICL, out_dir=tmp_path / "whole")
+    stop_at(monkeypatch, 12, train_ICL, out_dir=tmp_path / "parts")
     saved = checkpoint(tmp_path / "parts")
     for group in saved["optimizer"]["param_groups"]:
         assert type(group["lr"]) is float
         group.update(capturable=True, fused=True, foreach=True, lr=torch.tensor(1.0))
     torch.save(saved, tmp_path / "parts" / "ckpt.pt")
-    fit(Padded, out_dir=tmp_path / "parts", init_from="resume")
+    fit(train_ICL, out_dir=tmp_path / "parts", init_from="resume")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_learning_rates_on_the_device_are_saved_as_numbers():
-    model = train_ICL.InContextRegressor(configure(train_ICL.Settings, flags(TINY_ICL)).model_config(block_size=16), 4)
-    plain, tensors = (adamw(model, 1e-3, device_type=device_type) for device_type in ("cpu", "cuda"))
-    assert all(isinstance(group["lr"], torch.Tensor) for group in tensors.param_groups)
-    got, want = (portable(optimizer.state_dict()) for optimizer in (tensors, plain))
+    cfg = configure(train_ICL.Settings, flags(TINY_ICL))
+    model = train_ICL.InContextRegressor(cfg.model_config(block_size=16), 4)
+    plain, tensors = (Optimizer(model, 1e-3, cfg, device) for device in (CPU, GPU))
+    assert all(isinstance(group["lr"], torch.Tensor) for group in tensors.adamw.param_groups)
+    got, want = (optimizer.state() for optimizer in (tensors, plain))
     for g, w in zip(got["param_groups"], want["param_groups"], strict=True):
         assert type(g["lr"]) is float
         assert g["lr"] == pytest.approx(w["lr"], rel=1e-6)
@@ -285,40 +314,46 @@ STEADY = dict(  # 30 steps of one size
 def test_a_captured_run_is_the_eager_one(structure, dtype, tmp_path):
     settings = dict(ON_GPU, **STEADY, **STRUCTURES[structure], token_mixing_struct=structure, dtype=dtype)
     for choice in ("True", "False"):
-        fit(train_ICL.InContextRegression, settings, out_dir=tmp_path / choice, cuda_graph=choice)
+        fit(train_ICL, settings, out_dir=tmp_path / choice, cuda_graph=choice)
     tolerance = 1e-5 if dtype == "float32" else 1e-2
     assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=tolerance)
     assert len(losses(tmp_path / "True")) == 30
     for got, want in zip(metrics(tmp_path / "True"), metrics(tmp_path / "False"), strict=True):
         if "eval/last" in want:
             assert got["eval_pointwise/loss"] == pytest.approx(want["eval_pointwise/loss"], rel=tolerance)
-    before = build(train_ICL.InContextRegression, settings, out_dir=tmp_path / "new").model.state_dict()
+    before = initial_weights(train_ICL, flags(*settings_of(train_ICL, settings)))
     got, want = (checkpoint(tmp_path / choice) for choice in ("True", "False"))
     assert {state["step"].item() for state in got["optimizer"]["state"].values()} == {30}
     moved = [torch.cat([(saved["model"][k] - w).flatten() for k, w in before.items()]) for saved in (got, want)]
     assert relative_error(*moved) < (0.02 if dtype == "float32" else 0.2)
 
 
-@cuda
-def test_a_graph_is_recorded_once_for_a_growing_curriculum(tmp_path, monkeypatch):
+def recordings(monkeypatch):
+    """A list to which every recording adds how many steps were called before it."""
     recorded, record_step = [], StaticStep._record
     monkeypatch.setattr(StaticStep, "_record", lambda self: (recorded.append(self.calls), record_step(self)))
-    fit(train_ICL.InContextRegression, ON_GPU, out_dir=tmp_path / "True", cuda_graph="True")
+    return recorded
+
+
+@cuda
+def test_a_graph_is_recorded_once_for_a_growing_curriculum(tmp_path, monkeypatch):
+    recorded = recordings(monkeypatch)
+    fit(train_ICL, ON_GPU, out_dir=tmp_path / "True", cuda_graph="True")
     assert recorded == [capture.WARM_UP]
-    fit(train_ICL.InContextRegression, ON_GPU, out_dir=tmp_path / "False", cuda_graph="False")
+    fit(train_ICL, ON_GPU, out_dir=tmp_path / "False", cuda_graph="False")
     assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-4)  # padded
 
 
-def take_steps_that_wait_for_nothing(experiment):
+def take_steps_that_wait_for_nothing(steps, run):
     for _ in range(capture.WARM_UP + 1):
-        experiment._train_step()
+        next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
-            experiment._train_step()
+            next(steps)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert experiment.meter.count == experiment.step == capture.WARM_UP + 6
+    assert run.meter.count == run.loop.step == capture.WARM_UP + 6
 
 
 @cuda
@@ -326,42 +361,37 @@ def take_steps_that_wait_for_nothing(experiment):
 def test_a_captured_step_waits_for_nothing(structure, tmp_path, monkeypatch):
     """The making of the next prompts included."""
     monkeypatch.setattr(stream, "BLOCK_STEPS", 3)
-    settings = dict(ON_GPU | STEADY, **STRUCTURES[structure], token_mixing_struct=structure)
-    experiment = build(train_ICL.InContextRegression, settings, out_dir=tmp_path)
-    take_steps_that_wait_for_nothing(experiment)
-    assert experiment.static_step.graph is not None
-    moments = experiment.optimizer.state_dict()["state"].values()
-    assert {state["step"].item() for state in moments} == {experiment.step}
+    settings = dict(ON_GPU | STEADY, **STRUCTURES[structure], token_mixing_struct=structure, log_interval=1000)
+    recorded = recordings(monkeypatch)
+    steps, run = start(train_ICL, settings, out_dir=tmp_path)
+    take_steps_that_wait_for_nothing(steps, run)
+    assert recorded == [capture.WARM_UP]
+    moments = run.optimizer.state()["state"].values()
+    assert {state["step"].item() for state in moments} == {run.loop.step}
 
 
 @cuda
 def test_dropout_of_replayed_steps(tmp_path, monkeypatch):
     """Another one at every step, though the prompts are the same: the pool is one batch and the rates are 0."""
-    same = dict(training_num_training_examples=4, dropout=0.5)
-    experiment = build(train_ICL.InContextRegression, ON_GPU, STEADY, same, out_dir=tmp_path)
-    for _ in range(6):
-        experiment._train_step()
-    monkeypatch.setattr(experiment, "lr_factor", lambda step: 0.0)
-    experiment.meter.read()
-
-    def loss(step):
-        experiment.step = step
-        experiment._train_step()
-        return experiment.meter.read()["overall_loss"]
-
-    first = [loss(step) for step in (6, 7, 8, 9)]
+    same = dict(training_num_training_examples=4, dropout=0.5, log_interval=1)
+    monkeypatch.setattr(train_ICL, "rate_factor", lambda cfg, step: 1.0 if step < 6 else 0.0)
+    found = []
+    for name in ("first", "again"):
+        fit(train_ICL, ON_GPU, STEADY, same, out_dir=tmp_path / name)
+        found.append([loss for step, loss in losses(tmp_path / name).items() if step > 7])
+    first, again = found
     assert min(abs(a - b) for i, a in enumerate(first) for b in first[:i]) > 1e-5
-    assert [loss(step) for step in (6, 7, 8, 9)] == pytest.approx(first, rel=1e-5)
+    assert again == pytest.approx(first, rel=1e-5)
 
 
 @cuda
 def test_captured_then_eager_then_captured(tmp_path, monkeypatch):
     settings = dict(ON_GPU | STEADY, dropout=0.2)
     parts = dict(settings, out_dir=tmp_path / "parts", init_from="auto")
-    fit(train_ICL.InContextRegression, settings, out_dir=tmp_path / "whole", cuda_graph="True")
-    stop_at(monkeypatch, 10, train_ICL.InContextRegression, parts, cuda_graph="True", out_dir=tmp_path / "parts")
-    stop_at(monkeypatch, 20, train_ICL.InContextRegression, parts, cuda_graph="False", out_dir=tmp_path / "parts")
-    fit(train_ICL.InContextRegression, parts, cuda_graph="True")
+    fit(train_ICL, settings, out_dir=tmp_path / "whole", cuda_graph="True")
+    stop_at(monkeypatch, 10, train_ICL, parts, cuda_graph="True", out_dir=tmp_path / "parts")
+    stop_at(monkeypatch, 20, train_ICL, parts, cuda_graph="False", out_dir=tmp_path / "parts")
+    fit(train_ICL, parts, cuda_graph="True")
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
     groups = checkpoint(tmp_path / "parts")["optimizer"]["param_groups"]
     assert all(type(group["lr"]) is float for group in groups)
@@ -371,33 +401,30 @@ def test_captured_then_eager_then_captured(tmp_path, monkeypatch):
 def test_a_captured_runs_checkpoint_goes_on_on_the_cpu(tmp_path):
     """And the other way round."""
     settings = ON_GPU | STEADY
-    fit(train_ICL.InContextRegression, settings, out_dir=tmp_path / "run", cuda_graph="True", max_iters=30)
+    fit(train_ICL, settings, out_dir=tmp_path / "run", cuda_graph="True", max_iters=30)
     weights = {name: w.cpu() for name, w in checkpoint(tmp_path / "run")["model"].items()}
     for device in ("cpu", "cuda"):
-        experiment = build(
-            train_ICL.InContextRegression, settings, out_dir=tmp_path / "run", init_from="resume", device=device
-        )
-        for name, w in experiment.model.state_dict().items():
+        more = dict(settings, out_dir=tmp_path / "run", init_from="resume", device=device)
+        steps, run = start(train_ICL, more, max_iters=100)
+        for name, w in run.model.state_dict().items():
             assert torch.equal(w.cpu(), weights[name]), name
-        for _ in range(capture.WARM_UP + 2):
-            experiment._train_step()
-        experiment.meter.check()
-        experiment._save()
-        weights = {name: w.cpu() for name, w in experiment.model.state_dict().items()}
+        steps.close()
+        fit(train_ICL, more, max_iters=run.loop.step + capture.WARM_UP + 2)
+        weights = {name: w.cpu() for name, w in checkpoint(tmp_path / "run")["model"].items()}
 
 
 @cuda
 def test_a_compiled_and_captured_run(tmp_path):
     for choice in ("True", "False"):
-        fit(train_ICL.InContextRegression, ON_GPU, out_dir=tmp_path / choice, cuda_graph=choice, compile=True)
+        fit(train_ICL, ON_GPU, out_dir=tmp_path / choice, cuda_graph=choice, compile=True)
     assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-5)
 
 
 @cuda
 def test_a_captured_step_that_is_not_finite_is_named(tmp_path, monkeypatch, capsys):
-    at_inputs(monkeypatch, 7, lambda x, y, weight: y.fill_(torch.inf))
+    spoil_prompts(monkeypatch, 7)
     with pytest.raises(SystemExit):
-        fit(train_ICL.InContextRegression, ON_GPU, STEADY, out_dir=tmp_path, log_interval=10)
+        fit(train_ICL, ON_GPU, STEADY, out_dir=tmp_path, log_interval=10)
     assert "the loss is not finite at step 7" in capsys.readouterr().err
 
 
@@ -426,13 +453,13 @@ def language_settings(structure, data_dir, **more):
 def test_a_captured_language_model_is_the_eager_one(structure, dtype, compile, data_dir, tmp_path):
     settings = language_settings(structure, data_dir, dtype=dtype, compile=compile)
     for choice in ("True", "False"):
-        fit(train.LanguageModelling, settings, out_dir=tmp_path / choice, cuda_graph=choice)
+        fit(train, settings, out_dir=tmp_path / choice, cuda_graph=choice)
     tolerance = 1e-5 if dtype == "float32" else 1e-2
     for name, count in [("train/loss", 24), ("val/loss", 3)]:
         got, want = (losses(tmp_path / choice, name) for choice in ("True", "False"))
         assert got == pytest.approx(want, rel=tolerance)
         assert len(got) == count
-    before = build(train.LanguageModelling, settings, out_dir=tmp_path / "new").model.state_dict()
+    before = initial_weights(train, flags(*settings_of(train, settings)))
     got, want = (checkpoint(tmp_path / choice)["model"] for choice in ("True", "False"))
     moved = [torch.cat([(saved[k].cpu() - w.cpu()).flatten() for k, w in before.items()]) for saved in (got, want)]
     assert relative_error(*moved) < (0.02 if dtype == "float32" else 0.2)
@@ -445,6 +472,7 @@ def test_a_step_of_a_language_model_waits_for_nothing(choice, structure, data_di
     """The drawing of the next windows included."""
     monkeypatch.setattr(windows, "BLOCK_STEPS", 3)
     settings = language_settings(structure, data_dir, dtype="bfloat16", cuda_graph=choice)
-    experiment = build(train.LanguageModelling, settings, out_dir=tmp_path)
-    take_steps_that_wait_for_nothing(experiment)
-    assert (experiment.static_step is not None) == (choice == "True")
+    recorded = recordings(monkeypatch)
+    steps, run = start(train, settings, out_dir=tmp_path, log_interval=1000, eval_interval=1000)
+    take_steps_that_wait_for_nothing(steps, run)
+    assert len(recorded) == (choice == "True")

@@ -41,7 +41,6 @@ from data import windows
 from training import checkpoint as checkpoint_module
 from training import run as run_module
 from training.checkpoint import load_checkpoint
-from training.configurator import configure
 from training.distributed import World
 from training.run import Run
 from training.signals import STOP_SIGNALS

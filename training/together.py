@@ -24,6 +24,9 @@ from training.signals import StopSignals
 
 SHARED = ("tf32", "keep")  # settings that PyTorch keeps once for a process
 
+# runs are compiled with the same code, and each is another program
+many_programs = torch._dynamo.config.patch(recompile_limit=1_000, accumulated_recompile_limit=10_000)
+
 
 class Plan(NamedTuple):
     """A run to make: the generator function that takes its steps, its settings, and the command that makes it alone."""
@@ -43,13 +46,11 @@ def fit_together(plans, jobs):
         if len(values := {getattr(plan.settings, name) for plan in plans}) > 1:
             raise BadInput(f"{name} is {' and '.join(map(str, sorted(values)))}; runs in one process have the same")
     groups, statuses = math.ceil(len(plans) / jobs), []
-    # a process compiles one run after the other with the same code, and each is another program
-    limits = torch._dynamo.config.patch(recompile_limit=1_000, accumulated_recompile_limit=10_000)
     stop = StopSignals("all runs will save and stop", patient=True)
     try:
         for i in range(groups):
             if not stop.asked:
-                with limits:
+                with many_programs:
                     statuses += train_group(plans[i::groups], stop)
                 gc.collect()  # the memory of a group, whose parts refer to each other, before the next takes its own
     finally:
