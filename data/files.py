@@ -4,11 +4,11 @@ import hashlib
 import http.client
 import json
 import lzma
-import os
 import urllib.request
 from pathlib import Path
 
 from training.errors import BadInput
+from training.files import replacing
 
 
 def read_bytes(path):
@@ -105,13 +105,9 @@ def make_folder(path):
 
 
 def write_whole(path, content):
-    """Bytes into a file; a kill leaves the old file or the new one, never half of one."""
-    temporary = Path(f"{path}.tmp")
-    with temporary.open("wb") as file:
+    """Bytes into a file; an interruption leaves the old file or the new one, never half of one."""
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_json(path, record):

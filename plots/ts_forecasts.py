@@ -26,9 +26,10 @@ from plots.style import GREY, LINES, picture
 from plots.ts_kinds import look, name
 from train_TS import Settings as TrainSettings
 from train_TS import Windows
-from training.checkpoint import load_checkpoint, load_weights, replacing
+from training.checkpoint import load_checkpoint, load_weights
 from training.configurator import parse_list
 from training.errors import BadInput, command
+from training.files import replacing
 
 SAME = ("dataset", "horizon")  # what runs in one picture share
 LOOK = ("forecaster", "token_mixing_struct")  # what a line's colour says

@@ -1,27 +1,11 @@
 """Checkpoints on disk: written whole or not at all, read as plain types and tensors."""
 
-import contextlib
-import os
 from pathlib import Path
 
 import torch
 
 from training.errors import BadInput
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """A file to write next to `path`, flushed to disk and renamed: a kill leaves the old one or the new, never half."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+from training.files import replacing
 
 
 def save_atomic(state, path):

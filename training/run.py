@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import load_checkpoint, replacing, save_atomic
+from training.checkpoint import load_checkpoint, save_atomic
 from training.configurator import differences
 from training.devices import device_name
 from training.errors import BadInput, WriteError
+from training.files import replacing
 from training.records import read_metrics
 from training.signals import StopSignals
 
