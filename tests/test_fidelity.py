@@ -14,7 +14,7 @@ import train
 import train_ICL
 from data.icl_regression.sampler import interleave, sample_prompts, training_examples
 from model import GPT, InContextRegressor
-from training import loop
+from training import optimizer
 from training.configurator import configure
 from training.mup import adamw, initialise, roles
 
@@ -206,8 +206,8 @@ def test_steps_in_context_are_not_clipped(grad_clip, tmp_path):
 def test_language_models_are_clipped_at_1(monkeypatch, data_dir, tmp_path):
     """train.py of the original: grad_clip = 1.0."""
     assert train.Settings().grad_clip == 1.0
-    limits, clip = [], loop.clip_grad_norm_
-    monkeypatch.setattr(loop, "clip_grad_norm_", lambda p, most: limits.append(most) or clip(p, most))
+    limits, clip = [], optimizer.clip_grad_norm_
+    monkeypatch.setattr(optimizer, "clip_grad_norm_", lambda p, most: limits.append(most) or clip(p, most))
     train.main(["--dataset=text", f"--data_dir={data_dir}", "--n_layer=1", "--d_model=64", "--block_size=16",
                 "--max_iters=1", "--eval_iters=1", "--device=cpu", f"--out_dir={tmp_path}"])  # fmt: skip
     train_ICL.main(flags(TINY_ICL, out_dir=tmp_path / "icl", max_iters=1))
