@@ -106,6 +106,8 @@ def clear():
     """No row inherits another's recompilations or memory."""
     torch.compiler.reset()
     gc.collect()
+    if torch.cuda.is_available():
+        torch._C._cuda_clearCublasWorkspaces()  # those of streams that are gone
 
 
 class Started:

@@ -182,7 +182,7 @@ def initial_weights(script, command):
         steps = script.training(configure(script.Settings, [*command, f"--out_dir={folder}", "--init_from=scratch"]))
         next(steps)
         state = inspect.getgeneratorlocals(steps)["model"].state_dict()
-        state = {name: value.clone() for name, value in state.items()}
+        state = {name: value.detach().cpu().clone() for name, value in state.items()}
         steps.close()
     return state
 

@@ -304,7 +304,7 @@ def test_a_graph_that_cannot_be_is_refused(choice, said, script, data_dir, tmp_p
 
 ON_GPU = dict(device="cuda", n_dims=8, d_model=32, n_head=4, dropout=0.0, training_learning_rate=3e-5)
 STEADY = dict(  # 30 steps of one size
-    max_iters=30, eval_interval=15, training_curriculum_dims_start=-1, training_curriculum_points_start=-1
+    max_iters=30, eval_interval=15, training_curriculum_dims_start=8, training_curriculum_points_start=16
 )
 
 
