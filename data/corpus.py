@@ -16,6 +16,7 @@ import numpy as np
 
 from data.files import at_home, make_folder, sha256, write_json
 from training.errors import BadInput
+from training.owner import Owner
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))  # 96 symbols; the index of a symbol is its token id
 DTYPES = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2")}
@@ -72,7 +73,7 @@ class CorpusWriter:
     far the source was read. A later writer with an equal `about` (a JSON-able dict: what meta.json says of the corpus
     and of its source) goes on from there: it cuts the files back to the note, and `documents` and `position` say where
     to read on. `finish` renames the files, the last note becoming meta.json. BadInput inside the block throws the
-    partial files away.
+    partial files away. Entering it while another process writes there is BadInput.
     """
 
     def __init__(self, folder, about):
@@ -87,6 +88,7 @@ class CorpusWriter:
         self.since_checkpoint = 0
 
     def __enter__(self):
+        self.owner = Owner(self.folder)
         note = self._start()
         if note:
             self.tokens, self.documents, self.position = note["tokens"], note["documents"], note["position"]
@@ -106,6 +108,7 @@ class CorpusWriter:
         if isinstance(error, BadInput):
             for path in (self.note, *self.partial.values()):
                 path.unlink(missing_ok=True)
+        self.owner.release()
 
     def _start(self):
         """The note of a killed run over the same source, or None: then the work starts at the beginning."""

@@ -18,6 +18,7 @@ from training.configurator import differences
 from training.devices import device_name
 from training.errors import BadInput, WriteError
 from training.files import replacing
+from training.owner import Owner
 from training.records import read_metrics
 from training.signals import StopSignals
 
@@ -41,7 +42,8 @@ class Run:
         self.argv, self.together = argv or sys.argv, together
         self.stop, self.own_stop = stop, stop is None
         self.writes = world.rank == 0
-        self.folder = Path(settings.out_dir)
+        self.folder, self.owner = Path(settings.out_dir), None
+        self.found = self._marks()
         self.saved = self._find_checkpoint()
         self.record, self.wandb = {}, None
         if self._wants_wandb and find_spec("wandb") is None:
@@ -93,6 +95,10 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"cannot make out_dir {self.folder}: {error.strerror}") from None
+        self.owner = Owner(self.folder)
+        if self._marks() != self.found:
+            self.owner.release()
+            raise BadInput(f"{self.folder} was written by another process while this run was starting; start it again")
         self._start_wandb()
         step = self.saved["step"] if self.saved else -1
         earlier = self._read_record() if self.saved else {}
@@ -153,8 +159,19 @@ class Run:
         finally:
             if self.own_stop:
                 self.stop.release()
+            if self.owner:
+                self.owner.release()
             if self.wandb:
                 self.wandb.finish()
+
+    def _marks(self):
+        """What changes where another process writes the folder's record or checkpoint."""
+        marks = []
+        for name in ("run.json", "ckpt.pt"):
+            with contextlib.suppress(OSError):
+                about = (self.folder / name).stat()
+                marks.append((name, about.st_ino, about.st_mtime_ns, about.st_size))
+        return marks
 
     def _read_record(self):
         """What run.json holds, as far as it can be read: a damaged one does not stop a resume."""
