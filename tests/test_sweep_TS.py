@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from runs import assert_same_run, checkpoint, flags, metrics, record, timeless, waves, write_series
 
 import train_chronos
@@ -228,7 +229,8 @@ def tune(data_dir, tmp_path):
 
     def start(only, **more):
         extra = shlex.join(flags(SMALL, data_dir=data_dir, features="S", **more))
-        argv = ["--ray=True", f"--out_dir={tmp_path}", f"--only={only}", f"--extra={extra}"]
+        cpus = f"--cpus={torch.get_num_threads()}"  # sums in the order they have in this process
+        argv = ["--ray=True", cpus, f"--out_dir={tmp_path}", f"--only={only}", f"--extra={extra}"]
         return subprocess.Popen(
             [sys.executable, str(SCRIPT), *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
