@@ -1,7 +1,8 @@
-"""Grids of runs: their commands, printed or carried out. How a grid is asked for is in scripts/README.md.
+"""Grids of runs: their commands, printed or carried out. scripts/README.md says how a grid is asked for.
 
-A grid is {name of a run: its script, config files and flags}; the name becomes the run's folder. `launch` prints the
-commands, for SLURM or for a shell, or makes the runs: processes here, one process, or a Ray cluster.
+A grid is {name: script, config files and flags}; the name, with the seed, becomes the run's folder. `launch` prints the
+commands, for a shell or for SLURM (submit.sh), or runs them: `run_here` as processes of this machine, `run_together` in
+this process, `run_on_ray` on a Ray cluster.
 """
 
 import importlib
@@ -43,22 +44,30 @@ class GridSettings:
 
     ALIASES: ClassVar[dict] = dict(seed="seeds")
 
+    def commands(self, grid):
+        """{name: command} of what these settings take from a grid, with every seed."""
+        seeds = parse_list(self.seeds, "seeds")
+        runs = {f"{name}_seed{seed}": [*run, f"--seed={seed}"] for seed in seeds for name, run in grid.items()}
+        return commands(runs, self.out_dir, self.only, self.extra)
+
 
 def pick(grids, names):
-    """The grids of a dict that are named in a string, with | between them."""
+    """The runs of the grids that are named in a string, with | between them."""
+    runs = {}
     for name in parse_list(names, "grids", str):
         if name not in grids:
             raise BadInput(f"no grid '{name}', there are {', '.join(grids)}")
-        yield grids[name]
+        runs |= grids[name]
+    return runs
 
 
 def commands(runs, out_dir, only="", extra=""):
-    """{name: command} of a grid's runs, which begins a run or resumes it; see GridSettings."""
+    """{name: command} of the runs whose name `only` is found in; a command begins its run or resumes it."""
     try:
         named = {name: run for name, run in runs.items() if re.search(only, name)}
     except re.error as error:
         raise BadInput(f"only is {only!r}, no regular expression: {error}") from None
-    if not named:
+    if runs and not named:
         some = ", ".join(list(runs)[:: -(-len(runs) // 3)])
         raise BadInput(f"only is {only!r}, found in no name of the grid's {len(runs)} runs, such as {some}")
     return {
@@ -67,8 +76,8 @@ def commands(runs, out_dir, only="", extra=""):
     }
 
 
-def launch(cfg, runs):
-    """Print the commands of the runs that the settings take from a grid, or run those that are left to do."""
+def launch(cfg, named):
+    """Print the commands of {name: command}, or carry out those that are left to do."""
     require_at_least(cfg, dict(jobs=1, spread=0, cpus=1, gpus=0))
     if cfg.run and cfg.ray:
         raise BadInput("run and ray exclude each other")
@@ -78,16 +87,16 @@ def launch(cfg, runs):
         raise BadInput(f"runs in one process share one GPU; give --spread={cfg.spread} without --together")
     if cfg.spread > cfg.jobs:
         raise BadInput(f"--jobs={cfg.jobs} leaves GPUs idle; --spread={cfg.spread} needs --jobs={cfg.spread} or more")
-    chosen = list(commands(runs, cfg.out_dir, cfg.only, cfg.extra).values())
+    chosen = list(named.values())
     if cfg.todo or cfg.run or cfg.ray:
         chosen = to_do(chosen, here=cfg.run or cfg.ray)
-    if cfg.ray:
+    if cfg.ray and chosen:
         run_on_ray(chosen, cfg)
     elif cfg.run and cfg.together:
         run_together(chosen, cfg.jobs)
     elif cfg.run:
         run_here(chosen, cfg.jobs, visible(cfg.spread))
-    else:
+    elif not cfg.ray:
         print("".join(f"{command}\n" for command in chosen), end="")
 
 
@@ -107,7 +116,7 @@ def run_here(commands, jobs, gpus=(), every=600):
 
     Each takes the one of `gpus`, names as in CUDA_VISIBLE_DEVICES, that the fewest running ones have; none: any.
     One that fails does not stop the others, and makes the exit status 1. At SIGINT or SIGTERM the running ones are told
-    to save and end, no other is started, and the status is 128 + n; the same command goes on later.
+    to save and end, no other is started, and the status is 128 + n; the same command resumes.
     """
     waiting, running, failed, asked = list(commands), {}, [], []  # running: {process: (command, GPU)}
     earlier = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}

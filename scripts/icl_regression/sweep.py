@@ -71,14 +71,13 @@ class Settings(GridSettings):
 
 @command
 def main(argv=None):
-    cfg, runs = configure(Settings, argv), {}
-    sizes = [(n_dims, d_model) for n_dims, widths in WIDTHS.items() for d_model in widths]
-    for seed, (n_dims, d_model) in itertools.product(parse_list(cfg.seeds, "seeds"), sizes):
-        for (name, flags), lr in itertools.product(variants(n_dims, d_model), parse_list(cfg.rates, "rates", float)):
-            own = [f"--n_dims={n_dims}", f"--d_model={d_model}", f"--training_learning_rate={lr}", f"--seed={seed}"]
-            run = ["train_ICL.py", f"{CONFIG}/paper.py", *flags, *own]
-            runs[f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{seed}"] = run
-    launch(cfg, runs)
+    cfg, grid = configure(Settings, argv), {}
+    rates = parse_list(cfg.rates, "rates", float)
+    for n_dims, d_model in [(n_dims, d_model) for n_dims, widths in WIDTHS.items() for d_model in widths]:
+        for (name, flags), lr in itertools.product(variants(n_dims, d_model), rates):
+            own = [f"--n_dims={n_dims}", f"--d_model={d_model}", f"--training_learning_rate={lr}"]
+            grid[f"{name}_n{n_dims}_d{d_model}_lr{lr:g}"] = ["train_ICL.py", f"{CONFIG}/paper.py", *flags, *own]
+    launch(cfg, cfg.commands(grid))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ levels, and a longer context. Learning rates are the paper's best; or `--rates="
 good at every width.
 """
 
-import itertools
 import re
 import sys
 from dataclasses import dataclass
@@ -71,15 +70,14 @@ def best_rate(runs, structure):
 
 @command
 def main(argv=None):
-    cfg, runs = configure(Settings, argv), {}
-    points = [point for grid in pick(GRIDS, cfg.grids) for point in grid.items()]
-    rates = rates_of_points(cfg)
-    for seed, (point, (structure, d_model, more)) in itertools.product(parse_list(cfg.seeds, "seeds"), points):
+    cfg, grid = configure(Settings, argv), {}
+    points, rates = pick(GRIDS, cfg.grids), rates_of_points(cfg)
+    for name, (structure, d_model, flags) in points.items():
         own = [] if structure == "standard" else [f"{CONFIG}/{structure}.py"]
         for lr in rates.get(structure, {}).get(d_model, ()):
-            flags = [*more, f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={seed}"]
-            runs[f"{point}_lr{lr:g}_seed{seed}"] = ["train.py", f"{CONFIG}/train_struct_gpt2.py", *own, *flags]
-    launch(cfg, runs)
+            run = ["train.py", f"{CONFIG}/train_struct_gpt2.py", *own, *flags]
+            grid[f"{name}_lr{lr:g}"] = [*run, f"--d_model={d_model}", f"--init_lr={lr}"]
+    launch(cfg, cfg.commands(grid))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.grid import GridSettings, commands, finished, folder, launch, pick
-from training.configurator import configure, parse_list, setting
+from scripts.grid import GridSettings, finished, folder, launch, pick
+from training.configurator import configure, setting
 from training.errors import command
 from training.records import read_metrics
 
@@ -37,7 +37,7 @@ RATES = (2e-4, 5e-3, 1e-5)
 ITERATIONS = (200, 1_000)
 
 
-GRIDS = {  # name: {run, but for its seed: script, config files and flags}
+GRIDS = {
     "paper": {
         f"{name}_h{horizon}_lr{lr:g}_it{n}": [
             "train_TS.py", f"{CONFIG}/etth1.py", *own, f"--horizon={horizon}", f"--init_lr={lr}", f"--max_iters={n}"
@@ -91,13 +91,11 @@ def print_best(runs):
 @command
 def main(argv=None):
     cfg = configure(Settings, argv)
-    points = [point for grid in pick(GRIDS, cfg.grids) for point in grid.items()]
-    seeds = parse_list(cfg.seeds, "seeds")
-    runs = {f"{name}_seed{seed}": [*run, f"--seed={seed}"] for seed, (name, run) in product(seeds, points)}
+    named = cfg.commands(pick(GRIDS, cfg.grids))
     if cfg.run or cfg.ray or not cfg.best:
-        launch(cfg, runs)
+        launch(cfg, named)
     if cfg.best or cfg.ray:
-        print_best(commands(runs, cfg.out_dir, cfg.only, cfg.extra))
+        print_best(named)
 
 
 if __name__ == "__main__":
