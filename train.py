@@ -74,12 +74,12 @@ def validation_windows(corpus, cfg):
     return inputs.reshape(shape), targets.reshape(shape)
 
 
-def evaluate(network, windows, process):
+def evaluate(network, windows, process, run):
     """Mean loss over the validation text, the same windows for every run whatever its seed and batch size."""
     inputs, targets = windows
     counts = [int((part != IGNORED).sum()) for part in targets]
     means = torch.zeros(len(counts), device=process.device)
-    for i in process.world.part(len(counts)):
+    for i in run.unless_stopped(process.world.part(len(counts))):
         x, y = to_device(inputs[i], process.device).long(), to_device(targets[i], process.device)
         with process.autocast():
             means[i] = network(x, y)[1]
@@ -138,7 +138,7 @@ def training(cfg, **one_of_several):
     sequences = cfg.batch_size * cfg.gradient_accumulation_steps
     loop = Loop(
         cfg, process, run, model, optimizer, meter,
-        evaluate=lambda: evaluate(network, validation, process),
+        evaluate=lambda: evaluate(network, validation, process, run),
         headline=headline,
         cost=lambda step: counted(cost, sequences, cfg.block_size),
         state=lambda: dict(corpus=corpus.meta),  # sample.py decodes with it
