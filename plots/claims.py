@@ -107,25 +107,21 @@ def speed():
     )
 
 
-PAPER = {
-    in_context: "standard attention cannot regress in context where its heads are narrower than the input; bilinear "
-    "BTT and MLR can",
-    language: "MLR attention scales better in language modeling than standard and sliding-window attention",
-    series: "MLR attention helps long-range forecasting",
-    speed: "",
-}
-SECTIONS = {
-    in_context: "[In-context regression](results/icl_regression/README.md)",
-    language: "[Language modeling](results/language_modeling/README.md)",
-    series: "[Time series](results/time_series/README.md)",
-    speed: "[Speed](results/bench/README.md)",
-}
+CLAIMS = {  # what the paper says: (what the records say, where)
+    "standard attention cannot regress in context where its heads are narrower than the input; bilinear BTT and MLR "
+    "can": (in_context, "[In-context regression](results/icl_regression/README.md)"),
+    "MLR attention scales better in language modeling than standard and sliding-window attention": (
+        language, "[Language modeling](results/language_modeling/README.md)"
+    ),
+    "MLR attention helps long-range forecasting": (series, "[Time series](results/time_series/README.md)"),
+    "": (speed, "[Speed](results/bench/README.md)"),
+}  # fmt: skip
 
 
 @command
 def main(argv=None):
     plain_arguments(__doc__).parse_args(argv)
-    show([["the paper", "here", ""], *([PAPER[said], said(), link] for said, link in SECTIONS.items())])
+    show([["the paper", "here", ""], *([paper, here(), link] for paper, (here, link) in CLAIMS.items())])
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def draw(recall, lm, folder):
         draw_steps(left, recall)
         draw_heads(right, recall)
     with style.picture(folder / "language_modeling.png", ["at equal steps", "at equal time"]) as (left, right):
-        curves = lm_compute.draw(left, lm, x="step", with_legend=False)
-        lm_compute.draw(right, lm, x="seconds", with_legend=False)
+        curves = lm_compute.draw(left, lm, x="step")
+        lm_compute.draw(right, lm, x="seconds")
         left.set(xlabel="training steps", ylabel="validation loss (nats a character)")
         right.set(xlabel="training time on one CPU core (s)", ylabel="")
         style.shared_legend([left, right], curves)

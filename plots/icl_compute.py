@@ -19,19 +19,7 @@ from plots.tables import final_table
 from training.errors import command
 
 
-def draw(ax, runs, x="non_emb_compute", with_legend=True):
-    """One curve per structure and width, log-log; returns the curves drawn. Raises BadInput if the tasks differ."""
-    check_same(runs, TASK)
-    curves = learning_curves(runs, ERROR, x)
-    style.log_log(ax, X_AXES[x], error_words(runs))
-    style.draw_curves(ax, curves, markers=lambda n: [n - 1])
-    style.log_ticks(ax.xaxis, ax.yaxis)
-    if with_legend:
-        style.legend(ax, curves)
-    return curves
-
-
-def draw_envelopes(ax, curves, x, lines):
+def draw(ax, curves, x, lines):
     """One panel: every run thin, the lower envelope of each kind of curve thick and with markers."""
     runs = [run for curve in curves for run in curve.runs]
     check_same(runs, TASK)
@@ -58,7 +46,7 @@ def main(argv=None):
     lines = style.line_styles(curves)
     with style.picture(args.out, [f"n_dims = {n_dims}" for n_dims in panels], columns=2) as axes:
         for ax, mine in zip(axes, panels.values(), strict=True):
-            draw_envelopes(ax, mine, args.x, lines)
+            draw(ax, mine, args.x, lines)
         structures, variants = style.handles(curves)
         thin = style.line_key("one run", linewidth=0.5, alpha=0.6)
         thick = style.line_key("lowest mean of seeds with so much compute", linewidth=1.8)

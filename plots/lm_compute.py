@@ -34,7 +34,7 @@ LOSS_WORDS = "validation loss (nats per token)"
 SYMBOLS = {"seconds": "t", "gpu_seconds": "t", "step": "n"}  # of x in a law; the others are C
 
 
-def draw(ax, runs, x="non_emb_compute", with_legend=True):
+def draw(ax, runs, x="non_emb_compute"):
     """One curve per structure and width, log-log; returns the curves. Times are of the runs on one card.
 
     Raises BadInput if the datasets differ.
@@ -45,8 +45,6 @@ def draw(ax, runs, x="non_emb_compute", with_legend=True):
     style.log_log(ax, axis_words(x, card), LOSS_WORDS)
     style.draw_curves(ax, curves, markers=lambda n: [n - 1])
     show_the_end(ax, curves)
-    if with_legend:
-        style.legend(ax, curves)
     return curves
 
 
@@ -143,7 +141,7 @@ def main(argv=None):
         draw_fit(args, runs, xs)
     else:
         with style.picture(args.out, panels=len(xs)) as axes:
-            drawn = {x: draw(ax, runs, x, with_legend=False) for ax, x in zip(axes, xs, strict=True)}
+            drawn = {x: draw(ax, runs, x) for ax, x in zip(axes, xs, strict=True)}
             every = max(drawn.values(), key=len)  # of times there are those of one card only
             style.shared_legend(axes, every) if len(axes) > 1 else style.legend(axes[0], every)
         for x, curves in drawn.items():

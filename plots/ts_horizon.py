@@ -43,9 +43,8 @@ def draw(ax, pairs):
     for place, (base, other) in enumerate(pairs):
         aside = APART * (place - (len(pairs) - 1) / 2)
         for row, horizon in enumerate(horizons):
-            mine = other.runs.get(horizon, [])
-            values = list(differences(mine, base.runs.get(horizon, []), lowest_validation).values())
-            if values:
+            both = other.runs.get(horizon, []), base.runs.get(horizon, [])
+            if values := differences(*both, lowest_validation):
                 draw_seeds(ax, values, row + aside, look(other.settings))
     draw_published(ax, pairs[0][0], horizons)
     settings = pairs[0][0].settings

@@ -45,14 +45,10 @@ def lowest_validation(run):
     return run.final("best/test_mse")
 
 
-def after(run, iterations):
-    return run.evaluated["test/mse"][iterations]["test/mse"]
-
-
 def differences(runs, standards, read):
-    """{seed: difference} on the seeds that both have; read(run): the error."""
+    """The difference for every seed that both have, ascending; read(run): the error."""
     mine, theirs = ({run.settings["seed"]: read(run) for run in each} for each in (runs, standards))
-    return {seed: mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())}
+    return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
 
 
 def p_value(values):
@@ -72,9 +68,8 @@ def paired(kinds, read):
     found = {}
     for base, other in with_standard(kinds):
         for horizon in sorted(base.runs.keys() & other.runs.keys()):
-            values = differences(other.runs[horizon], base.runs[horizon], read)
-            if values:
-                found[other.label, horizon] = list(values.values())
+            if values := differences(other.runs[horizon], base.runs[horizon], read):
+                found[other.label, horizon] = values
     return found
 
 
@@ -86,7 +81,9 @@ def rows(kinds):
     for base, other in pairs:
         places = {"lowest validation error": lowest_validation}
         if other.settings["forecaster"] == "encoder":
-            places |= {f"{n:,} iterations": lambda run, n=n: after(run, n) for n in ITERATIONS}
+            places |= {
+                f"{n:,} iterations": lambda run, n=n: run.evaluated["test/mse"][n]["test/mse"] for n in ITERATIONS
+            }
         for place, read in places.items():
             found = paired([base, other], read)
             cells = [words(found[other.label, h]) if (other.label, h) in found else "" for h in horizons]
@@ -99,7 +96,7 @@ def chronos_pairs(runs):
     groups = grouped(runs, lambda run: run.structure)
     base = groups.pop(STANDARD)
     return {
-        structure: {m: list(differences(mine, base, lambda r, m=m: best_line(r)[m]).values()) for m in CHRONOS_ERRORS}
+        structure: {m: differences(mine, base, lambda run, m=m: best_line(run)[m]) for m in CHRONOS_ERRORS}
         for structure, mine in groups.items()
     }
 

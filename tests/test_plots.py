@@ -142,7 +142,9 @@ def test_pictures_are_written_and_have_the_same_bytes_every_time(main, write, tm
 @pytest.mark.parametrize("x", ["non_emb_compute", "compute", "paper_compute", "seconds", "step"])
 def test_icl_compute_draws_the_record_from_the_first_step_on(x, tmp_path):
     run = load_run(write_icl(tmp_path / "a"))
-    curves = icl_compute.draw(ax := axes(), [run], x)
+    curves = learning_curves([run], "eval/last", x)
+    icl_compute.draw(ax := axes(), curves, x, line_styles(curves))
+    style.legend(ax, curves)
     lines = [line for line in run.metrics if "eval/last" in line and line["step"] > 0]
     np.testing.assert_allclose(drawn(ax)["standard"], [[m[x] for m in lines], [m["eval/last"] for m in lines]])
     assert curves[0].steps == [100, 200, 300]
@@ -184,11 +186,13 @@ def test_labels_name_what_tells_curves_apart_and_no_more(tmp_path):
             flags = dict(token_mixing_struct="bilinear_BTT", d_model=width, btt_tt_rank=rank)
             write_icl(tmp_path / f"b{width}{rank}", **flags)
     runs = read_runs([tmp_path], "train_ICL.py")
-    labels = [curve.label for curve in group(runs)]
+    curves = learning_curves(runs, "eval/last", "step")
+    labels = [curve.label for curve in curves]
     assert labels == ["standard, D = 64", "standard, D = 128"] + [
         f"bilinear BTT, D = {width}, btt_tt_rank = {rank}" for width in (64, 128) for rank in (1, 2)
     ]
-    icl_compute.draw(ax := axes(), runs)
+    style.draw_curves(ax := axes(), curves, markers=lambda n: [n - 1])
+    style.legend(ax, curves)
     assert list(drawn(ax)) == labels
     looks = {str((line.get_color(), line._dash_pattern)) for line in ax.lines if line.get_linestyle() != "None"}
     assert len(looks) == len(labels)
@@ -829,7 +833,7 @@ def test_one_head_and_eight_are_two_lines_where_no_width_has_both(tmp_path):
 def test_icl_compute_draws_every_run_and_the_envelope_of_its_means(tmp_path):
     runs = [run for run in write_grid(tmp_path) if run.settings["n_dims"] == 4]
     curves = learning_curves(runs, "eval/last", "compute", unnamed=ICL_SIZES | {"training_learning_rate"})
-    icl_compute.draw_envelopes(ax := axes(), curves, "compute", line_styles(curves))
+    icl_compute.draw(ax := axes(), curves, "compute", line_styles(curves))
     assert list(drawn(ax)) == ["standard, 8 heads", "standard, 1 head", "bilinear BTT"]
     assert len(ax.lines) == len(runs) + 3 + len(icl_examples.LEVELS)
     for alike in by_kind(curves):
