@@ -38,10 +38,9 @@ def pairs(runs, best=False):
     table, same = frame(runs, LM_LOSS), SAME[:-1] if best else SAME
     table["sequences"] = table.batch_size * table.gradient_accumulation_steps  # a step
     table["windows"] = (table.batch_size * table.eval_iters).where(table.validation == RANDOM)  # an evaluation
-    for _, twice in table[table.duplicated(["structure", *same], keep=False)].groupby(
-        ["structure", *same], dropna=False
-    ):
-        a, b, *_ = twice.run
+    twice = table[table.duplicated(["structure", *same], keep=False)]
+    if len(twice):
+        a, b, *_ = next(iter(twice.groupby(["structure", *same], dropna=False, observed=True).run))[1]
         raise BadInput(f"{a.folder} and {b.folder} have the same settings; give one, or use --only")
     is_standard = table.structure == STANDARD
     found = table[~is_standard].merge(table.loc[is_standard, [*same, "value"]], on=same, suffixes=("", "_standard"))

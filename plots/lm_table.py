@@ -37,21 +37,18 @@ def rows(curves):
 def by_width(runs):
     """A row for every structure, a column for every width: the last loss of each seed; below them the time of a run."""
     check_same(runs, (*LM_ALIKE, LM_RATE))
-    losses = frame(runs, LM_LOSS).pivot_table(
-        index="structure", columns=["d_model", "seed"], values="value", observed=True
-    )
-    widths, seeds = (sorted(set(losses.columns.get_level_values(name))) for name in ("d_model", "seed"))
+    found = frame(runs, LM_LOSS)
+    widths, seeds = (sorted(set(found[name])) for name in ("d_model", "seed"))
     head = f"last loss, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     table = [[head, *(f"d_model {width}" for width in widths)]]
-    cells = losses.map("{:.3f}".format, na_action="ignore").fillna("-").to_dict("index")
-    for structure, found in cells.items():
-        texts = [", ".join(found.get((width, seed), "-") for seed in seeds) for width in widths]
+    for structure, mine in found.groupby("structure", observed=True):
+        losses = mine.set_index(["d_model", "seed"]).value.map("{:.3f}".format).to_dict()
+        texts = [", ".join(losses.get((width, seed), "-") for seed in seeds) for width in widths]
         table.append([STRUCTURES[structure][0], *texts])
     timed, card = comparable(runs, "gpu_seconds")
-    times = [
-        [run.end(LM_LOSS, "gpu_seconds")[0] for run in timed if run.settings["d_model"] == width] for width in widths
-    ]
-    return [*table, [f"seconds a run, {card}", *(f"{min(t):.0f} to {max(t):.0f}" if t else "" for t in times)]]
+    times = frame(timed, LM_LOSS, "gpu_seconds").groupby("d_model").x
+    spans = times.agg(lambda t: f"{t.min():.0f} to {t.max():.0f}").reindex(widths, fill_value="")
+    return [*table, [f"seconds a run, {card}", *spans]]
 
 
 def order(curve):

@@ -45,6 +45,10 @@ def lowest_validation(run):
     return run.final("best/test_mse")
 
 
+def after(iterations):
+    return lambda run: run.evaluated["test/mse"][iterations]["test/mse"]
+
+
 def differences(runs, standards, read):
     """The difference for every seed that both have, ascending; read(run): the error."""
     mine, theirs = ({run.settings["seed"]: read(run) for run in each} for each in (runs, standards))
@@ -81,9 +85,7 @@ def rows(kinds):
     for base, other in pairs:
         places = {"lowest validation error": lowest_validation}
         if other.settings["forecaster"] == "encoder":
-            places |= {
-                f"{n:,} iterations": lambda run, n=n: run.evaluated["test/mse"][n]["test/mse"] for n in ITERATIONS
-            }
+            places |= {f"{n:,} iterations": after(n) for n in ITERATIONS}
         for place, read in places.items():
             found = paired([base, other], read)
             cells = [words(found[other.label, h]) if (other.label, h) in found else "" for h in horizons]
