@@ -28,8 +28,6 @@ from plots.tables import hours_words, show
 from training.configurator import parse_list
 from training.errors import command
 
-WORDS = "error at the last position"
-
 
 def kinds(runs):
     """The Curves of one structure, size and learning rate, in the order of the tables."""
@@ -70,31 +68,27 @@ def of_one_kind(curves):
 
 def rank(runs, errors):
     """What the best of several rates has the least of: median steps to the lowest error, to the next, last error."""
-    medians = [median_time(runs, error) for error in sorted(errors)]
+    medians = [time_to(runs, error)[0] for error in sorted(errors)]
     return *(math.inf if math.isnan(m) else m for m in medians), statistics.fmean(run.final(ERROR) for run in runs)
 
 
-def times_to(runs, error, x="step"):
-    """(x of the first evaluation at the error or below it, or of the last; whether it was reached), each a list."""
-    times, reached = [], []
+def time_to(runs, error, x="step"):
+    """(the median x of the first evaluation at an error or below it, the last x of any run, how many got not there).
+
+    The median is that of Kaplan and Meier, NaN where fewer than half are known to have got there.
+    """
+    ends = []
     for run in runs:
         path = [pair for _, pair in sorted(run.series(ERROR, x).items())]
-        there = [spent for spent, value in path if value <= error]
-        times.append(there[0] if there else path[-1][0])
-        reached.append(bool(there))
-    return times, reached
-
-
-def median_time(runs, error, x="step"):
-    """The median x to an error by Kaplan and Meier; NaN where fewer than half are known to have got there."""
-    return SurvfuncRight(*map(np.array, times_to(runs, error, x))).quantile(0.5)
+        ends.append(next(((spent, True) for spent, value in path if value <= error), (path[-1][0], False)))
+    times, reached = map(np.array, zip(*ends, strict=True))
+    return SurvfuncRight(times, reached).quantile(0.5), times.max(), (~reached).sum()
 
 
 def time_words(runs, error, x="step"):
     """The median, and how many runs have not got there."""
-    times, reached = times_to(runs, error, x)
-    middle, late = median_time(runs, error, x), reached.count(False)
-    words = f"not by {number(max(times), x)}" if math.isnan(middle) else number(middle, x)
+    middle, last, late = time_to(runs, error, x)
+    words = f"not by {number(last, x)}" if math.isnan(middle) else number(middle, x)
     return words + (f" ({late} of {len(runs)} not)" if late else "")
 
 
@@ -104,7 +98,7 @@ def number(value, x):
 
 def ledger(runs):
     """Rows of all runs: where the numbers come from and what they cost."""
-    rows = [("run", "commit", "device", "torch", "steps", "minutes", "rate", "seed", WORDS)]
+    rows = [("run", "commit", "device", "torch", "steps", "minutes", "rate", "seed", "error at the last position")]
     for run in runs:
         record, settings = run.record, run.settings
         rows.append((

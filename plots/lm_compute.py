@@ -108,8 +108,8 @@ def laws_legend(axes, laws, lines):
         for structure in found.structures:
             b, low, high = found.exponent(structure)
             text = f"${SYMBOLS.get(x, 'C')}^{{-{b:.3f} \\pm {(high - low) / 2:.3f}}}$"
-            notes[structure] = f"{notes[structure]}, {text}" if structure in notes else f": {text}"
-    shown = [style.structure_key(s, notes[s], linestyle="-") for s in STRUCTURES if s in notes]
+            notes.setdefault(structure, []).append(text)
+    shown = [style.structure_key(s, f": {', '.join(notes[s])}", linestyle="-") for s in STRUCTURES if s in notes]
     shown += [style.line_key(f"seed {seed}", linestyle=line) for seed, line in lines.items()]
     style.legend_below(axes, shown, axes[0].get_gridspec().ncols)
 

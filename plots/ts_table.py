@@ -31,44 +31,44 @@ def forecasters(kinds, short=False):
 
     short: for each horizon MSE / MAE, the mean of seeds.
     """
-    horizons = sorted({horizon for kind in kinds for horizon in kind.runs})
-    own, reported = (short_row, short_reported) if short else (row, row_reported)
+    horizons, left = sorted({horizon for kind in kinds for horizon in kind.runs}), list(published(kinds[0].settings))
+
+    def reported(peer):
+        errors = {horizon: [both] for horizon, both in peer.errors.items()}
+        return [f"*{peer.name}, published*", *cells(errors, horizons, short), *([""] if short else ["", ""])]
+
     if short:
-        rows = [["test MSE / MAE at horizon", *(str(h) for h in horizons), "seeds"]]
+        rows = [["test MSE / MAE at horizon", *map(str, horizons), "seeds"]]
     else:
         rows = [["forecaster", *(f"{e.upper()} at {h}" for e in ERRORS for h in horizons), "rate", "seeds"]]
-    left = list(published(kinds[0].settings))
     for kind in kinds:
+        mse, mae = (kind.errors(error) for error in ERRORS)
+        errors = {horizon: list(zip(mse[horizon], mae[horizon], strict=True)) for horizon in kind.runs}
         theirs = [peer for peer in left if peer.is_of(kind.settings)]
-        rows += [own(kind, horizons), *(reported(peer, horizons) for peer in theirs)]
+        rows += [[kind.label, *cells(errors, horizons, short), *how(kind, short)], *map(reported, theirs)]
         left = [peer for peer in left if peer not in theirs]
-    return rows + [reported(peer, horizons) for peer in left]
+    return [*rows, *map(reported, left)]
 
 
-def row(kind, horizons):
-    found = [kind.errors(error) for error in ERRORS]
-    cells = [spread(errors[h]) if h in errors else "" for errors in found for h in horizons]
-    rates = [f"{kind.runs[h][0].settings['init_lr']:g}" for h in sorted(kind.runs)]
-    seeds = [" ".join(str(run.settings["seed"]) for run in kind.runs[h]) for h in sorted(kind.runs)]
-    how = [", ".join(same if len(set(same)) > 1 else same[:1]) for same in (rates, seeds)]
-    return [kind.label, *cells, *(["", ""] if is_rule(kind.settings) else how)]
+def cells(errors, horizons, short):
+    """The texts of errors {horizon: [(MSE, MAE), ..]}, one a seed."""
+    by_error = {horizon: list(zip(*errors[horizon], strict=True)) for horizon in horizons if horizon in errors}
+    if short:
+        means = {h: " / ".join(f"{statistics.fmean(values):.3f}" for values in both) for h, both in by_error.items()}
+        return [means.get(h, "") for h in horizons]
+    return [spread(by_error[h][i]) if h in by_error else "" for i in range(len(ERRORS)) for h in horizons]
 
 
-def row_reported(peer, horizons):
-    numbers = [f"{peer.errors[h][i]:.3f}" if h in peer.errors else "" for i in range(len(ERRORS)) for h in horizons]
-    return [f"*{peer.name}, published*", *numbers, "", ""]
-
-
-def short_row(kind, horizons):
-    mse, mae = (kind.errors(error) for error in ERRORS)
-    cells = [f"{statistics.fmean(mse[h]):.3f} / {statistics.fmean(mae[h]):.3f}" if h in mse else "" for h in horizons]
-    counts = sorted({len(same) for same in kind.runs.values()})
-    return [kind.label, *cells, "" if is_rule(kind.settings) else " to ".join(map(str, counts))]
-
-
-def short_reported(peer, horizons):
-    cells = [" / ".join(f"{error:.3f}" for error in peer.errors[h]) if h in peer.errors else "" for h in horizons]
-    return [f"*{peer.name}, published*", *cells, ""]
+def how(kind, short):
+    """Rates and seeds of a kind, of each horizon where they differ; short: how many seeds."""
+    runs = [kind.runs[horizon] for horizon in sorted(kind.runs)]
+    if short:
+        texts = [" to ".join(map(str, sorted({len(same) for same in runs})))]
+    else:
+        rates = [f"{same[0].settings['init_lr']:g}" for same in runs]
+        seeds = [" ".join(str(run.settings["seed"]) for run in same) for same in runs]
+        texts = [", ".join(each if len(set(each)) > 1 else each[:1]) for each in (rates, seeds)]
+    return [""] * len(texts) if is_rule(kind.settings) else texts
 
 
 def paper_grid(runs):
