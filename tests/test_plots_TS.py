@@ -130,6 +130,10 @@ def test_pairs_are_runs_that_differ_in_the_scoring_function_alone(tmp_path, caps
     test = scipy.stats.ttest_rel(errors[96][1], errors[96][0])
     low, high = test.confidence_interval()
     assert first == f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], p {test.pvalue:.2g}"
+    ts_pairs.main([str(tmp_path), "--only", "horizon=192"])
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].endswith("| read at | 192 |")
+    assert said.err == "7 of 11 runs left out by --only\n"
 
 
 def test_kinds_are_told_apart_by_structure_look_back_and_what_else_differs(tmp_path):
