@@ -49,8 +49,9 @@ done
 first=${SEEDS:-1}
 first=${first%%|*}
 forecasts=$(printf "|$work/time_series/patch_%s_h192_seed$first" standard window mlr)
-"$python" plots/ts_forecasts.py --out_dir="${forecasts#|}" --windows="0|800|1600|2400" --channel=OT \
-    --save="$out/ts_forecasts.json" --out "$work/ts_forecasts.png" || status=1
+"$python" forecast_TS.py --out_dir="${forecasts#|}" --windows="0|800|1600|2400" --channel=OT \
+    --out="$out/ts_forecasts.json" &&
+    "$python" plots/ts_forecasts.py "$out/ts_forecasts.json" --out "$work/ts_forecasts.png" || status=1
 
 left=$(for grid in chronos patch paper; do
     declare -n flags=$grid
