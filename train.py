@@ -52,11 +52,16 @@ class Settings(RunSettings, StructureSettings):
     always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
 
     ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")  # nanoGPT's names
-    POSITIVE: ClassVar[tuple] = ("init_lr",)
+    POSITIVE: ClassVar[tuple] = ("init_lr", "lr_decay_iters")
     AT_LEAST: ClassVar[dict] = dict(
         batch_size=1, gradient_accumulation_steps=1, block_size=1,
-        max_iters=0, warmup_iters=0, eval_interval=1, eval_iters=1,
+        max_iters=0, warmup_iters=0, eval_interval=1, eval_iters=1, min_lr=0,
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.min_lr > self.init_lr:
+            raise BadInput(f"min_lr {self.min_lr} is above init_lr {self.init_lr}: the rate would rise")
 
 
 def losses(network, windows):

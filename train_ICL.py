@@ -85,7 +85,7 @@ class Settings(RunSettings, StructureSettings):
         training_train_steps="max_iters", training_batch_size="batch_size",
         learning_rate="training_learning_rate", n_embd="d_model",
     )
-    POSITIVE: ClassVar[tuple] = ("training_learning_rate",)
+    POSITIVE: ClassVar[tuple] = ("training_learning_rate", "ridge_alpha")
     AT_LEAST: ClassVar[dict] = dict(
         n_dims=1, batch_size=1, max_iters=0, warmup_iters=0, eval_interval=1, eval_prompts=1, eval_batch_size=1
     )
