@@ -6,13 +6,12 @@
 Noisy recall (config/icl_configs/recall.py), which is not the paper's in-context regression: standard attention of one
 size with heads of width 4 to 32, and the bilinear forms with value heads of 4. Language modelling: Python's own
 documentation and sources, character by character; standard attention takes twice MLR's steps, about its time. Two runs
-at a time, one core each; finished runs are kept, started ones go on.
+at a time, one core each; finished runs are kept, started ones resume.
 """
 
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +20,12 @@ sys.path.insert(0, str(ROOT))
 
 from plots import demo  # noqa: E402
 from plots.records import load_run  # noqa: E402
+from scripts.grid import commands, run_here, to_do  # noqa: E402
 from training.configurator import configure, setting  # noqa: E402
 from training.errors import command  # noqa: E402
 
 RECALL, LM = "config/icl_configs/recall", "config/struct_configs/tiny"
-RUNS = {  # name: command; in the order that keeps both cores busy
+RUNS = {  # name: script, config files and flags; in the order that keeps both cores busy
     "lm_mlr": ["train.py", f"{LM}.py", f"{LM}_mlr.py"],
     "lm_standard": ["train.py", f"{LM}.py", "--max_iters=1_200"],
     "recall_mlr": ["train_ICL.py", f"{RECALL}.py", f"{RECALL}_mlr.py"],
@@ -53,38 +53,10 @@ def prepare():
 
 
 def train_all(out_dir, seed):
-    """Run every command, two at a time on a core each; stop all if one fails."""
-    waiting, running, started, said = list(RUNS), {}, time.monotonic(), 0
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        while waiting or running:
-            while waiting and len(running) < 2:
-                name = waiting.pop(0)
-                (out_dir / name).mkdir(exist_ok=True)
-                log = open(out_dir / name / "output.txt", "w")  # noqa: SIM115  closed with the process
-                flags = [f"--out_dir={out_dir / name}", f"--seed={seed}", "--init_from=auto", "--device=cpu"]
-                arguments = [sys.executable, *RUNS[name], *flags]
-                running[name] = subprocess.Popen(arguments, env=env, stdout=log, stderr=subprocess.STDOUT)
-            time.sleep(1)
-            for name, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[name]
-                    if process.returncode:
-                        sys.exit(f"{name} failed:\n{(out_dir / name / 'output.txt').read_text()[-2000:]}")
-            seconds = time.monotonic() - started
-            if running and seconds - said > 5:
-                words = [f"{name} {last_line(out_dir / name / 'output.txt')}" for name in running]
-                print(f"[{seconds:3.0f} s] " + " | ".join(words), flush=True)
-                said = seconds
-    finally:
-        for process in running.values():
-            process.terminate()
-
-
-def last_line(log):
-    """The step and the loss a run reported last."""
-    steps = [line for line in log.read_text().splitlines() if line.startswith("step ")]
-    return steps[-1].split(", lr")[0].split(" (zero")[0] if steps else "is starting"
+    """Make what is left of the runs, two at a time on a core each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    runs = commands(RUNS, out_dir, extra=f"--seed={seed} --device=cpu")
+    run_here(to_do(list(runs.values()), here=True), jobs=2, every=15)
 
 
 @command
@@ -92,7 +64,6 @@ def main(argv=None):
     cfg = configure(Settings, argv)
     os.chdir(ROOT)
     out_dir = Path(cfg.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     prepare()
     print("training eight small models, two at a time; this takes about four minutes", flush=True)
     train_all(out_dir, cfg.seed)

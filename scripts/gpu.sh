@@ -2,8 +2,10 @@
 # What a change to the kernels has to pass on a GPU, then the tables that the README shows.
 #   bash scripts/gpu.sh [FOLDER]     tables and logs go to results/bench, or to FOLDER; PYTHON chooses the interpreter
 set -euo pipefail
-source "$(dirname "$0")/usage.sh"
-only_folder "$@"
+case ${1:-} in
+    -h | --help) sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"; exit ;;
+    -*) echo "error: no flag $1; the one argument is a folder" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${1:-results/bench}

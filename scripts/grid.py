@@ -1,6 +1,7 @@
-"""What the paper's grids share: their settings, which of their commands are printed, and running them on one machine.
+"""Grids of runs: their commands, printed or carried out. How a grid is asked for is in scripts/README.md.
 
-A run of a grid is a name, which becomes its folder, and the config files and flags that make it.
+A grid is {name of a run: its script, config files and flags}; the name becomes the run's folder. `launch` prints the
+commands, for SLURM or for a shell, or makes the runs: processes here, one process, or a Ray cluster.
 """
 
 import importlib
@@ -14,106 +15,127 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-
-import torch
+from typing import ClassVar
 
 from training.configurator import configure, differences, parse_list, require_at_least, setting
 from training.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
 class GridSettings:
     out_dir: str = setting("out", "folder of the runs' folders")
-    seed: int = setting(1337, "seed of every run")
+    seeds: str = setting("1337", "seed of the runs, or several with | between them; --seed=2 does as well")
     only: str = setting("", "regular expression: the runs whose name it is found in")
     extra: str = setting("", "config files and flags for every run, after the grid's own")
     todo: bool = setting(False, "leave out what is finished and what waits or runs in SLURM's queue")
-    seeds: str = setting("", "several seeds, like 1|2|3, instead of the one")
     run: bool = setting(False, "run here what is left to do, instead of printing it")
     jobs: int = setting(1, "run: how many at a time at most")
     spread: int = setting(0, "run: over so many GPUs, one job on each in turn; 0: all on the one they choose")
     together: bool = setting(False, "run: in one process, whose runs take their steps in turn")
+    ray: bool = setting(False, "run what is left to do by Ray, instead of printing it")
+    address: str = setting("", "ray: the cluster; empty: that of RAY_ADDRESS, or this machine alone")
+    cpus: int = setting(1, "ray: CPU cores of a run")
+    gpus: float = setting(0.0, "ray: GPUs of a run; at 0.5 two runs share one")
 
-    def all_seeds(self):
-        return parse_list(self.seeds, "seeds") if self.seeds else (self.seed,)
+    ALIASES: ClassVar[dict] = dict(seed="seeds")
 
 
-def show(cfg, script, runs):
-    """Print the command of every run, a pair (name, config files and flags), or run it.
+def pick(grids, names):
+    """The grids of a dict that are named in a string, with | between them."""
+    for name in parse_list(names, "grids", str):
+        if name not in grids:
+            raise BadInput(f"no grid '{name}', there are {', '.join(grids)}")
+        yield grids[name]
 
-    With cfg.todo or cfg.run only of the runs that are still to be made. Raises BadInput if cfg.only matches none.
-    """
-    require_at_least(cfg, dict(jobs=1, spread=0))
+
+def commands(runs, out_dir, only="", extra=""):
+    """{name: command} of a grid's runs, which begins a run or resumes it; see GridSettings."""
+    try:
+        named = {name: run for name, run in runs.items() if re.search(only, name)}
+    except re.error as error:
+        raise BadInput(f"only is {only!r}, no regular expression: {error}") from None
+    if not named:
+        some = ", ".join(list(runs)[:: -(-len(runs) // 3)])
+        raise BadInput(f"only is {only!r}, found in no name of the grid's {len(runs)} runs, such as {some}")
+    return {
+        name: shlex.join(["python", *run, *shlex.split(extra), f"--out_dir={out_dir}/{name}", "--init_from=auto"])
+        for name, run in named.items()
+    }
+
+
+def launch(cfg, runs):
+    """Print the commands of the runs that the settings take from a grid, or run those that are left to do."""
+    require_at_least(cfg, dict(jobs=1, spread=0, cpus=1, gpus=0))
+    if cfg.run and cfg.ray:
+        raise BadInput("run and ray exclude each other")
+    if cfg.ray and find_spec("ray") is None:
+        raise BadInput("no package ray: pip install -r requirements-ray.txt; without --ray the commands are printed")
     if cfg.together and cfg.spread:
         raise BadInput(f"runs in one process share one GPU; give --spread={cfg.spread} without --together")
     if cfg.spread > cfg.jobs:
         raise BadInput(f"--jobs={cfg.jobs} leaves GPUs idle; --spread={cfg.spread} needs --jobs={cfg.spread} or more")
-    commands = []
-    for name, flags in runs:
-        if re.search(cfg.only, name):
-            where = [f"--out_dir={cfg.out_dir}/{name}", "--init_from=auto"]
-            commands.append(shlex.join(["python", script, *flags, *shlex.split(cfg.extra), *where]))
-    if runs and not commands:
-        some = ", ".join(name for name, _ in runs[:: -(-len(runs) // 3)])
-        raise BadInput(f"only is {cfg.only!r}, found in no name of the grid's {len(runs)} runs, such as {some}")
-    if cfg.todo or cfg.run:
-        commands = to_do(commands, here=cfg.run)
-    if cfg.run and cfg.together:
-        run_together(commands, cfg.jobs)
+    chosen = list(commands(runs, cfg.out_dir, cfg.only, cfg.extra).values())
+    if cfg.todo or cfg.run or cfg.ray:
+        chosen = to_do(chosen, here=cfg.run or cfg.ray)
+    if cfg.ray:
+        run_on_ray(chosen, cfg)
+    elif cfg.run and cfg.together:
+        run_together(chosen, cfg.jobs)
     elif cfg.run:
-        run_here(commands, cfg.jobs, visible(cfg.spread))
+        run_here(chosen, cfg.jobs, visible(cfg.spread))
     else:
-        print("".join(f"{command}\n" for command in commands), end="")
+        print("".join(f"{command}\n" for command in chosen), end="")
 
 
 def visible(gpus):
     """The names of the first `gpus` GPUs of those that this process may use; raises BadInput if there are fewer."""
-    if not gpus:
-        return []
-    names, where = os.environ.get("CUDA_VISIBLE_DEVICES"), "CUDA_VISIBLE_DEVICES has"
-    if names is None:
-        names, where = ",".join(map(str, range(torch.cuda.device_count()))), "this machine has"
+    import torch
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
     names = [name for name in names.split(",") if name]
     if len(names) < gpus:
-        raise BadInput(f"spread is {gpus}, {where} {len(names)} GPUs ({','.join(names)})")
+        raise BadInput(f"spread is {gpus}, GPUs that this process may use are {len(names)} ({','.join(names)})")
     return names[:gpus]
 
 
-def run_here(commands, jobs, gpus=()):
-    """Run commands as processes, `jobs` at a time; what one prints is added to output.txt in its folder.
+def run_here(commands, jobs, gpus=(), every=600):
+    """Run commands as processes, `jobs` at a time; each says its last line every so many seconds.
 
     Each takes the one of `gpus`, names as in CUDA_VISIBLE_DEVICES, that the fewest running ones have; none: any.
     One that fails does not stop the others, and makes the exit status 1. At SIGINT or SIGTERM the running ones are told
     to save and end, no other is started, and the status is 128 + n; the same command goes on later.
     """
     waiting, running, failed, asked = list(commands), {}, [], []  # running: {process: (command, GPU)}
-    signals = signal.SIGINT, signal.SIGTERM
-    earlier = [signal.signal(number, lambda number, _: asked.append(number)) for number in signals]
+    earlier = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    cores, due = max(1, (os.cpu_count() or 1) // jobs), time.monotonic() + every
     try:
         while (running or waiting) and not asked:
             while waiting and len(running) < jobs:
                 command, taken = waiting.pop(0), [gpu for _, gpu in running.values()]
                 gpu = min(gpus, key=taken.count, default=None)
-                running[start(command, jobs, gpu)] = command, gpu
+                running[start(command, cores, gpu)] = command, gpu
                 say(command, f"started, {len(commands) - len(waiting)} of {len(commands)}")
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
-                command, _ = running.pop(process)
-                say(command, f"ended with status {process.returncode}" if process.returncode else "finished")
-                failed += [command] if process.returncode else []
+                failed += ended(running.pop(process)[0], process.returncode)
+            if time.monotonic() > due:
+                due += every
+                for command, _ in running.values():
+                    say(command, last_line(command))
     finally:
         for process in running:
             process.terminate()
         for process, (command, _) in running.items():
-            say(command, f"ended with status {process.wait()}")
-        for number, handler in zip(signals, earlier, strict=True):
+            ended(command, process.wait())
+        for number, handler in earlier.items():
             signal.signal(number, handler)
     if asked:
         sys.exit(128 + asked[0])
-    if failed:
-        logs = ", ".join(str(folder(command) / "output.txt") for command in failed)
-        sys.exit(f"error: {len(failed)} of {len(commands)} runs failed; why is in {logs}")
+    exit_if(failed, commands)
 
 
 def run_together(commands, jobs):
@@ -128,25 +150,69 @@ def run_together(commands, jobs):
     fit_together([plan(command) for command in commands], jobs)
 
 
+def run_on_ray(commands, cfg):
+    """As `run_here`, as many at a time as the cores and GPUs of a Ray cluster hold, each with cfg.cpus and cfg.gpus.
+
+    All nodes of the cluster see this folder and out_dir under the same paths.
+    """
+    import ray
+
+    patience = {"RAY_kill_child_processes_on_worker_exit": "false"}  # runs end by themselves, having saved
+    os.environ.update(patience)
+    environment = {"env_vars": {"PYTHONPATH": str(ROOT), **patience}}
+    try:
+        ray.init(address=cfg.address or None, log_to_driver=False, runtime_env=environment)
+    except (ConnectionError, ValueError) as error:
+        where = cfg.address or os.environ.get("RAY_ADDRESS")
+        raise BadInput(f"no Ray cluster at {where}: {str(error).partition(chr(10))[0]}") from None
+    cores, failed = cfg.cpus, []
+    status_of = ray.remote(num_cpus=cores, num_gpus=cfg.gpus, max_retries=0)(lambda line: start(line, cores).wait())
+    going = {status_of.remote(command): command for command in commands}
+    while going:
+        (done,), _ = ray.wait(list(going))
+        try:
+            status = ray.get(done)
+        except ray.exceptions.RayError as error:
+            status = type(error).__name__
+        failed += ended(going.pop(done), status)
+    ray.shutdown()
+    exit_if(failed, commands)
+
+
+def start(command, cores, gpu=None):
+    """The process of a command, which stops when this one ends; what it prints is added to output.txt in its folder.
+
+    The terminal's Ctrl-C does not reach it. cores: its threads, unless OMP_NUM_THREADS is set. gpu: all that it sees.
+    """
+    output = ROOT / folder(command) / "output.txt"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": str(cores)} | os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    script = [sys.executable, "scripts/until_parent_ends.py", *shlex.split(command)[1:]]
+    with open(output, "a") as out:
+        return subprocess.Popen(
+            script, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def ended(command, status):
+    """Say how a command ended; a list of it if it failed."""
+    say(command, f"ended with status {status}: {last_line(command)}" if status else "finished")
+    return [command] if status else []
+
+
+def exit_if(failed, commands):
+    if failed:
+        logs = ", ".join(str(folder(command) / "output.txt") for command in failed)
+        sys.exit(f"error: {len(failed)} of {len(commands)} runs failed; why is in {logs}")
+
+
 def say(command, words):
     print(f"{time.strftime('%H:%M:%S')} {folder(command)} {words}", flush=True)
 
 
-def start(command, jobs, gpu=None):
-    """The process of a command, out of reach of the terminal's Ctrl-C, with its share of the processor's cores.
-
-    gpu: the only one it sees.
-    """
-    where = folder(command)
-    where.mkdir(parents=True, exist_ok=True)
-    _, *script = shlex.split(command)
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
-    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    with open(where / "output.txt", "a") as output:
-        return subprocess.Popen(
-            [sys.executable, *script], stdout=output, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
+def last_line(command):
+    return ((ROOT / folder(command) / "output.txt").read_text().splitlines() or ["nothing printed"])[-1]
 
 
 def folder(command):
@@ -167,9 +233,9 @@ def to_do(commands, here=False):
         print(f"{error}: nothing is taken to be in a queue", file=sys.stderr)
         busy = set()
     waiting = [command for command in commands if command in busy]
-    done = [command for command in commands if command not in busy and finished(command)]
-    left = [command for command in commands if command not in {*waiting, *done}]
-    print(f"runs: {len(done)} finished, {len(waiting)} in the queue, {len(left)} to do", file=sys.stderr)
+    left = [command for command in commands if command not in busy and not finished(command)]
+    done = len(commands) - len(waiting) - len(left)
+    print(f"runs: {done} finished, {len(waiting)} in the queue, {len(left)} to do", file=sys.stderr)
     return left
 
 

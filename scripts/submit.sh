@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Submit what is left of a grid as one SLURM array. The submit_*.sh beside the grids' sweep.py call it:
 #   submit_NAME.sh [--dry-run] [flags of sbatch] [-- flags of sweep.py]
-# Finished runs and runs in the queue are left out; a started run goes on where it stopped. A task that is told to stop
+# Finished runs and runs in the queue are left out; a started run resumes. A task that is told to stop
 # saves and goes back into the queue until its run is finished (array.sh). --dry-run shows everything and submits nothing.
 #
 # Resources are the #SBATCH lines of submit_NAME.sh; SBATCH_* variables (SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_TIMELIMIT,
@@ -12,13 +12,12 @@ set -euo pipefail
 script=$(realpath "$1")
 shift
 cd "$(dirname "$0")/.."
-source scripts/usage.sh
 grid=$(basename "$(dirname "$script")")
 
 dry_run='' flags=()
 while [ $# -gt 0 ]; do
     case $1 in
-        -h | --help) usage scripts/submit.sh; exit ;;
+        -h | --help) sed -n '1d; /^#/!q; s/^# \{0,1\}//p' scripts/submit.sh; exit ;;
         --dry-run) dry_run=yes ;;
         --) shift; break ;;
         *) flags+=("$1") ;;

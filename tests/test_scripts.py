@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -15,7 +16,9 @@ import pytest
 import torch
 
 import train
+import train_chronos
 import train_ICL
+import train_TS
 from scripts import grid
 from training.configurator import configure, parse_list
 from training.errors import BadInput
@@ -166,7 +169,9 @@ if mode == "wait":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
     print("ready", flush=True)
     time.sleep(60)
-sys.exit(7 if mode == "fail" else 0)
+if mode == "fail":
+    print("b gives up", flush=True)
+    sys.exit(7)
 """
 
 
@@ -183,7 +188,7 @@ def test_a_run_that_fails_does_not_stop_the_others(jobs, tmp_path, monkeypatch, 
         grid.run_here(stand_ins(tmp_path, monkeypatch, "fail"), jobs)
     assert end.value.code == f"error: 1 of 3 runs failed; why is in {tmp_path}/b/output.txt"  # so the status is 1
     said = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
-    ends = {"a": "finished", "b": "ended with status 7", "c": "finished"}
+    ends = {"a": "finished", "b": "ended with status 7: b gives up", "c": "finished"}
     assert {f"{tmp_path}/{name} {words}" for name, words in ends.items()} <= set(said)
     assert said[0] == f"{tmp_path}/a started, 1 of 3"
     together = max(sum(1 if "started" in line else -1 for line in said[:i]) for i in range(len(said)))
@@ -198,13 +203,13 @@ def test_jobs_are_spread_over_gpus(tmp_path, monkeypatch):
     grid.run_here(stand_ins(tmp_path, monkeypatch, "b waits for c"), 2, grid.visible(2))
     on = {name: (tmp_path / name / "output.txt").read_text().split()[-1] for name in "abc"}
     assert on == dict(a="3", b="5", c="3")
-    with pytest.raises(BadInput, match=r"spread is 4, CUDA_VISIBLE_DEVICES has 3 GPUs \(3,5,7\)"):
+    with pytest.raises(BadInput, match=r"spread is 4, GPUs that this process may use are 3 \(3,5,7\)"):
         grid.visible(4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert grid.visible(2) == ["0", "1"]
     assert grid.visible(0) == []
-    with pytest.raises(BadInput, match=r"spread is 3, this machine has 2 GPUs \(0,1\)"):
+    with pytest.raises(BadInput, match=r"spread is 3, GPUs that this process may use are 2 \(0,1\)"):
         grid.visible(3)
 
 
@@ -222,21 +227,38 @@ def test_gpus_that_cannot_be_used(argv, why, capsys):
     assert why in capsys.readouterr().err
 
 
+def runner(commands):
+    """A process that runs commands, one at a time, and has come to b, which waits to be stopped."""
+    program = f"from scripts.grid import run_here; run_here({commands}, 1, every=0.1)"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    output = grid.folder(commands[1]) / "output.txt"
+    while not (output.exists() and "ready" in output.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_running_ones_save_and_starts_no_other(number, tmp_path, monkeypatch):
-    commands = stand_ins(tmp_path, monkeypatch, "wait")
-    program = f"from scripts.grid import run_here; run_here({commands}, 1)"
-    runner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    output = tmp_path / "b" / "output.txt"
-    while not (output.exists() and "ready" in output.read_text()):
-        assert runner.poll() is None
-        time.sleep(0.05)
-    runner.send_signal(number)
-    said = runner.communicate(timeout=30)[0]
-    assert runner.returncode == 128 + number
+    process, output = runner(stand_ins(tmp_path, monkeypatch, "wait"))
+    time.sleep(0.5)
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 128 + number
     assert output.read_text().splitlines()[-1] == "saved"
-    assert f"{tmp_path}/b ended with status 143" in said
+    assert f"{tmp_path}/b ready\n" in said  # its last line, said every 0.1 s
+    assert f"{tmp_path}/b ended with status 143: saved" in said
     assert not (tmp_path / "c").exists()
+
+
+def test_the_running_ones_save_when_the_launcher_is_killed(tmp_path, monkeypatch):
+    process, output = runner(stand_ins(tmp_path, monkeypatch, "wait"))
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 30
+    while not output.read_text().endswith("saved\n"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_grid_runs_here_and_again_does_nothing(tmp_path, capfd, monkeypatch):
@@ -265,6 +287,13 @@ def test_no_such_run(name, argv, capsys):
     assert f"{COUNTS.get(name, 36)} runs, such as standard_" in said
     assert said.count(", ") == 4
     assert said.count("\n") == 1
+
+
+def test_only_that_is_no_regular_expression(capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep("icl_regression", capsys, "--only=(n16")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: only is '(n16', no regular expression: missing )")
 
 
 def test_no_jobs(capsys):
@@ -413,65 +442,65 @@ def test_what_the_readme_reads_its_quick_start_has_made(monkeypatch):
     assert set(read) <= made
 
 
-GPU = ["scripts/gpu.sh", "scripts/language_modeling/gpu.sh", "scripts/time_series/gpu.sh"]
-
-
-@pytest.mark.parametrize("script", [*GPU, *SUBMIT.values()])
+@pytest.mark.parametrize("script", ["scripts/gpu.sh", *SUBMIT.values()])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_of_a_script_does_nothing_else(flag, script, cluster, monkeypatch):
     """It prints the comment that the script, or the one it calls, opens with; nothing is asked of other programs."""
     programs(cluster.parent, monkeypatch, python="echo started", python3="echo started", mkdir="echo made")
     done = subprocess.run(["bash", ROOT / script, flag], cwd="/", capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    source = (ROOT / script if script in GPU else ROOT / "scripts/submit.sh").read_text()
+    source = (ROOT / (script if script.endswith("gpu.sh") else "scripts/submit.sh")).read_text()
     comment = source[: source.index("\nset -")].splitlines()[1:]
     assert done.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in comment]
     assert not cluster.exists()
 
 
-@pytest.mark.parametrize("script", GPU)
-@pytest.mark.parametrize("argv", [["--folder"], ["nowhere", "-x"]], ids=" ".join)
-def test_a_flag_where_a_folder_goes(argv, script, tmp_path, monkeypatch):
+def test_a_flag_where_a_folder_goes(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, mkdir="echo made")
-    environment = os.environ | dict(PYTHON="echo")
-    done = subprocess.run(["bash", ROOT / script, *argv], env=environment, capture_output=True, text=True)
+    script = ["bash", ROOT / "scripts/gpu.sh", "--folder"]
+    done = subprocess.run(script, env=os.environ | dict(PYTHON="echo"), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: no flag {argv[-1]}; --help says what can be set\n"
+    assert done.stderr == "error: no flag --folder; the one argument is a folder\n"
 
 
-def test_every_run_of_the_scaling_figure(tmp_path, capsys, monkeypatch):
-    """What gpu.sh asks of the sweep: all its flags are valid, the best rates come after the runs that choose them."""
-    monkeypatch.chdir(ROOT)
-    stand_in = tmp_path / "python"
+def asked(page, tmp_path, monkeypatch):
+    """The arguments of every python that the first block of commands with a sweep on a page of results/ starts."""
     log = tmp_path / "asked"
-    stand_in.write_text(f'#!/bin/sh\nfor a in "$@"; do printf "%s\\037" "$a"; done >> {log}\necho >> {log}\n')
-    stand_in.chmod(0o755)
-    variables = dict(PYTHON=str(stand_in), WORK=f"{tmp_path}/work", DATA=f"{tmp_path}/data", GPUS="2", STEPS="400")
-    variables |= dict(TRAIN="a.txt b.txt", VAL="c.txt", EXTRA="--seed=7")
-    script = ["bash", "scripts/language_modeling/gpu.sh", f"{tmp_path}/results"]
-    subprocess.run(script, env=os.environ | variables, check=True, capture_output=True)
-    asked = [line.split("\037")[:-1] for line in log.read_text().split("\n")[:-1]]
-    prepare, *sweeps, collect, table = asked
-    out = ["--out", f"{tmp_path}/data/openwebtext_small"]
-    assert prepare == ["data/openwebtext_small/prepare.py", "--input", "a.txt", "b.txt", "--val", "c.txt", *out]
-    assert collect == ["scripts/collect.py", f"{tmp_path}/work", f"{tmp_path}/results/language_modeling"]
-    assert table[0] == "plots/lm_table.py"
-    assert [argv[0] for argv in sweeps] == ["scripts/language_modeling/sweep.py"] * 7
+    note = f'{{ printf "%s\\037" "$@"; echo; }} >> {log}'
+    programs(tmp_path, monkeypatch, python=note, make="true")
+    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "results" / page / "README.md").read_text(), re.MULTILINE)
+    block = next(block for block in blocks if "sweep()" in block)
+    subprocess.run(["bash", "-e", "-c", block], check=True, cwd=tmp_path)
+    return [line.split("\037")[:-1] for line in log.read_text().splitlines()]
+
+
+def test_the_commands_of_the_language_models(tmp_path, capsys, monkeypatch):
+    """All flags are valid; the best rates come after the runs that choose them; as many tokens a step in all runs."""
+    monkeypatch.chdir(ROOT)
+    prepare, *sweeps, collect, table = asked("language_modeling", tmp_path, monkeypatch)
+    assert [prepare[0], collect[0], table[0]] == [
+        "data/openwebtext_small/prepare.py", "scripts/collect.py", "plots/lm_table.py"
+    ]  # fmt: skip
     rates = [next(arg for arg in argv if arg.startswith("--rates=")) for argv in sweeps]
-    assert rates == ["--rates=1e-3"] * 2 + ["--rates=3e-3|1e-2"] + ["--rates=best"] * 4
-    runs = []
-    for _, *argv in sweeps:
-        assert "--run=True" in argv
-        assert "--spread=2" in argv
-        printed = [arg for arg in argv if arg != "--run=True"]
-        lines = sweep("language_modeling", capsys, *printed, "--spread=0", "--rates=1e-3")
-        runs += [settings(line)[0] for line in lines]
-    compiled = [cfg for cfg in runs if cfg.max_iters == 2]
-    trained = [cfg for cfg in runs if cfg.max_iters == 400]
-    assert len(compiled) == 4 * 5 + 2 + 2
-    assert len(trained) == 4 * 5 + 2 + 2 + 4 * 5
-    shapes = [{Path(cfg.out_dir).name.partition("_lr")[0] for cfg in part} for part in (compiled, trained)]
-    assert shapes[0] == shapes[1]
+    assert rates == ["--rates=3e-3|1e-2", *["--rates=best"] * 3]
+    lines = []
+    for script, *argv in sweeps:
+        assert script == "scripts/language_modeling/sweep.py"
+        assert {"--run=True", "--jobs=2", "--spread=2"} < set(argv)
+        lines.append(sweep("language_modeling", capsys, *argv, "--run=False", "--rates=1e-3"))
+    assert [len(of_one) for of_one in lines] == [5, 4 * 5 + 2, 2, 4 * 5]
+    runs = [settings(line)[0] for of_one in lines for line in of_one]
     assert {cfg.block_size * cfg.batch_size * cfg.gradient_accumulation_steps for cfg in runs} == {32 * 1024}
-    assert {cfg.seed for cfg in runs} == {7}
-    assert {(cfg.warmup_iters, cfg.eval_interval, cfg.log_interval) for cfg in trained} == {(20, 20, 10)}
+    assert {(cfg.max_iters, cfg.warmup_iters) for cfg in runs} == {(10_000, 500)}
+
+
+def test_the_commands_of_the_time_series(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweeps = [argv for argv in asked("time_series", tmp_path, monkeypatch) if "sweep" in argv[0]]
+    for script, *argv in sweeps:
+        assert script == "scripts/time_series/sweep.py"
+        lines = sweep("time_series", capsys, *argv, "--run=False")
+        assert len(lines) == {"chronos": 6, "patch": 27, "paper": 54}[argv[2].partition("=")[2]]
+        for _, name, *flags in map(shlex.split, lines):
+            configure({"train_TS.py": train_TS, "train_chronos.py": train_chronos}[name].Settings, flags)
+    assert len(sweeps) == 3

@@ -1,4 +1,4 @@
-"""The time-series grid: its commands, what validation chooses, and the same by Ray Tune, killed and given again."""
+"""The time-series grids: their commands, what validation chooses, and the same by Ray, killed and given again."""
 
 import dataclasses
 import json
@@ -13,16 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from runs import assert_same_run, checkpoint, flags, metrics, record, timeless, waves, write_series
 
 import train_chronos
 import train_TS
 from scripts import grid
 from training.configurator import configure
+from training.owner import Owner
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "time_series" / "sweep.py"
-RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray Tune: pip install -r requirements-ray.txt")
+RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install -r requirements-ray.txt")
 SMALL = dict(
     look_back=16, d_model=16, n_head=2, mlr_rank_list="4|2|2", batch_size=4, device="cpu", log_interval=1000,
     eval_interval=10,
@@ -79,6 +81,12 @@ def test_the_grid(capsys):
         scoring = cfg.trunk(cfg.look_back).scoring
         assert (cfg.n_layer, scoring.d_model, scoring.n_head, scoring.causal) == (2, 512, 8, False)
         assert cfg.init_from == "auto"
+
+
+def test_several_grids_at_once(capsys):
+    names = [Path(settings(line).out_dir).name for line in sweep(capsys, "--grids=chronos|patch", "--only=standard")]
+    assert names[:2] == ["chronos_standard_seed1337", "patch_standard_h96_seed1337"]
+    assert len(names) == 4
 
 
 def test_patches(capsys):
@@ -141,7 +149,7 @@ def test_validation_chooses(tmp_path, capsys):
         (["--gpu=1"], "did you mean 'gpus'"),
         (["--cpus=0"], "cpus is 0"),
         (["--run=True", "--ray=True"], "exclude each other"),
-        (["--grid=papers"], "grid is 'papers', there are paper, patch, chronos"),
+        (["--grid=papers"], "no grid 'papers', there are paper, patch, chronos"),
     ],
 )
 def test_bad_input(argv, says, capsys):
@@ -200,13 +208,29 @@ def test_a_run_stops_when_its_parent_is_killed(data_dir, tmp_path):
     assert checkpoint(folder)["step"] >= 10
 
 
+def test_a_run_waits_for_one_of_its_folder_that_is_still_saving(data_dir, tmp_path):
+    """As that of a sweep which was killed and is given again at once."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    owner = Owner(folder)
+    argv = flags(SMALL, data_dir=data_dir, out_dir=folder, horizon=5, max_iters=1, features="S")
+    child = [sys.executable, "scripts/until_parent_ends.py", "train_TS.py", *argv]
+    process = subprocess.Popen(child, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    time.sleep(5)
+    assert process.poll() is None
+    owner.release()
+    assert process.wait(timeout=120) == 0
+    assert record(folder)["status"] == "finished"
+
+
 @pytest.fixture
 def tune(data_dir, tmp_path):
     """tune(only, **settings) starts a sweep by Ray on this machine."""
 
     def start(only, **more):
         extra = shlex.join(flags(SMALL, data_dir=data_dir, features="S", **more))
-        argv = ["--ray=True", f"--out_dir={tmp_path}", f"--only={only}", f"--extra={extra}"]
+        cpus = f"--cpus={torch.get_num_threads()}"  # sums in the order they have in this process
+        argv = ["--ray=True", cpus, f"--out_dir={tmp_path}", f"--only={only}", f"--extra={extra}"]
         return subprocess.Popen(
             [sys.executable, str(SCRIPT), *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
@@ -227,7 +251,7 @@ def test_finished_runs_are_left_and_refused_ones_are_told(tune, tmp_path):
     second = tune("_h96_lr0.0002_it200", max_iters=20, look_back=96)
     said, _ = second.communicate(timeout=300)
     assert second.returncode == 1
-    assert f"1 of 2 runs did not finish, see {done}/output.txt" in said
+    assert f"1 of 2 runs failed; why is in {done}/output.txt" in said
     assert "this run has look_back = 96" in (done / "output.txt").read_text()
     assert (done / "metrics.jsonl").read_text() == written
     assert record(other)["status"] == "finished"

@@ -1,13 +1,8 @@
-"""The grid of in-context regression, over dimensions, widths, structures and learning rates: printed, or run.
+"""The grid of in-context regression, over dimensions, widths, structures and learning rates; see scripts/README.md.
 
     python scripts/icl_regression/sweep.py > runs.txt; bash runs.txt     # one after the other
     python scripts/icl_regression/sweep.py --run=True --jobs=4           # here, four at a time on one device
     scripts/icl_regression/submit_icl_regression.sh                      # as one SLURM array
-
-Part of it: `--only=n16_`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. Shorter: `--extra=--max_iters=50000`. A command
-given again goes on where its run stopped, and does nothing if that is finished; `--todo=True` leaves finished runs out.
-
-Runs of a point that differ in rate and seed go as one batched model with `--run=True --together=True`.
 
 Eight heads of standard attention are each as wide as x at d_model = 8 n_dims; below that they are the bottleneck.
 Rates, the scale of standard attention's scores and MLR's ranks at n_dims 64 are those of the paper's released scripts
@@ -21,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.grid import GridSettings, show
+from scripts.grid import GridSettings, launch
 from training.configurator import configure, parse_list, setting
 from training.errors import command
 
@@ -76,15 +71,14 @@ class Settings(GridSettings):
 
 @command
 def main(argv=None):
-    cfg, runs = configure(Settings, argv), []
+    cfg, runs = configure(Settings, argv), {}
     sizes = [(n_dims, d_model) for n_dims, widths in WIDTHS.items() for d_model in widths]
-    for seed, (n_dims, d_model) in itertools.product(cfg.all_seeds(), sizes):
+    for seed, (n_dims, d_model) in itertools.product(parse_list(cfg.seeds, "seeds"), sizes):
         for (name, flags), lr in itertools.product(variants(n_dims, d_model), parse_list(cfg.rates, "rates", float)):
-            size = [f"--n_dims={n_dims}", f"--d_model={d_model}"]
-            run = f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{seed}"
-            tuning = [f"--training_learning_rate={lr}", f"--seed={seed}"]
-            runs.append((run, [f"{CONFIG}/paper.py", *flags, *size, *tuning]))
-    show(cfg, "train_ICL.py", runs)
+            own = [f"--n_dims={n_dims}", f"--d_model={d_model}", f"--training_learning_rate={lr}", f"--seed={seed}"]
+            run = ["train_ICL.py", f"{CONFIG}/paper.py", *flags, *own]
+            runs[f"{name}_n{n_dims}_d{d_model}_lr{lr:g}_seed{seed}"] = run
+    launch(cfg, runs)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The language models of the paper's comparison, and two of ours beside them: printed, or run.
+"""The language models of the paper's comparison, and two of ours beside them; see scripts/README.md.
 
     python scripts/language_modeling/sweep.py > runs.txt; bash runs.txt              # one after the other
     python scripts/language_modeling/sweep.py --run=True --jobs=2 --spread=2         # here, one on each of two GPUs
@@ -7,8 +7,7 @@
 `--grids="scaling|levels|context"`: every structure at four widths (the paper's figure), MLR attention with fewer
 levels, and a longer context. Learning rates are the paper's best; or `--rates="3e-3|1e-2"` at every point; or
 `--rates=best`, for each structure that of its best finished run at the smallest width in out_dir: in µP a good rate is
-good at every width. Part of a grid: `--only=d256`. More seeds: `--seed=2`, or `--seeds="1|2|3"`. A command given again
-goes on where its run stopped, and does nothing if that is finished; `--todo=True` leaves finished runs out.
+good at every width.
 """
 
 import itertools
@@ -20,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from plots.records import LM_LOSS, LM_RATE, find_runs, tuned
-from scripts.grid import GridSettings, show
+from scripts.grid import GridSettings, launch, pick
 from training.configurator import configure, parse_list, setting
-from training.errors import BadInput, command
+from training.errors import command
 
 CONFIG = "config/struct_configs"
 RATES = {  # structure: {d_model: the best rate in the paper's runs}
@@ -34,30 +33,11 @@ RATES = {  # structure: {d_model: the best rate in the paper's runs}
 }
 RANKS = {2: "32|32", 4: "32|16|8|8"}  # by number of levels; one is standard attention, the paper's MLR has eight
 LONG = ["--block_size=4096", "--batch_size=1"]  # as many tokens a step as at T 1024
-
-
-def scaling():
-    """Every structure at every width, as (name, config files and flags, structure, d_model)."""
-    for structure, rates in RATES.items():
-        for d_model in rates:
-            yield f"{structure}_d{d_model}", own_config(structure), structure, d_model
-
-
-def levels():
-    for number, ranks in RANKS.items():
-        yield f"mlr_{number}levels_d256", [*own_config("mlr"), f"--mlr_rank_list={ranks}"], "mlr", 256
-
-
-def context():
-    for structure in ("standard", "mlr"):
-        yield f"{structure}_T4096_d256", [*own_config(structure), *LONG], structure, 256
-
-
-def own_config(structure):
-    return [] if structure == "standard" else [f"{CONFIG}/{structure}.py"]
-
-
-GRIDS = {"scaling": scaling, "levels": levels, "context": context}
+GRIDS = {  # name: {point: (structure, d_model, more flags)}
+    "scaling": {f"{s}_d{width}": (s, width, []) for s, rates in RATES.items() for width in rates},
+    "levels": {f"mlr_{n}levels_d256": ("mlr", 256, [f"--mlr_rank_list={ranks}"]) for n, ranks in RANKS.items()},
+    "context": {f"{s}_T4096_d256": (s, 256, LONG) for s in ("standard", "mlr")},
+}
 
 
 @dataclass
@@ -68,13 +48,6 @@ class Settings(GridSettings):
     grids: str = setting("scaling", "which, with | between them: scaling, levels, context")
     rates: str = setting("", "learning rates of every point, like 3e-3|1e-2, or best; empty: the paper's best for each")
 
-    def points(self):
-        """The points of the grids asked for."""
-        for name in parse_list(self.grids, "grids", str):
-            if name not in GRIDS:
-                raise BadInput(f"no grid '{name}', there are {', '.join(GRIDS)}")
-            yield from GRIDS[name]()
-
 
 def rates_of_points(cfg):
     """{structure: {d_model: its learning rates}}; without those that have none yet."""
@@ -83,8 +56,7 @@ def rates_of_points(cfg):
         return {s: {width: given or [lr] for width, lr in rates.items()} for s, rates in RATES.items()}
     runs = find_runs([cfg.out_dir]) if Path(cfg.out_dir).is_dir() else []
     best = {structure: best_rate(runs, structure) for structure in RATES}
-    lacking = [structure for structure, lr in best.items() if lr is None]
-    if lacking:
+    if lacking := [structure for structure, lr in best.items() if lr is None]:
         words = f"{cfg.out_dir} has no finished run of the smallest width of {', '.join(lacking)}"
         print(f"{words}, which are left out", file=sys.stderr)
     return {s: {width: [lr] for width in RATES[s]} for s, lr in best.items() if lr is not None}
@@ -99,13 +71,15 @@ def best_rate(runs, structure):
 
 @command
 def main(argv=None):
-    cfg, runs = configure(Settings, argv), []
-    points, rates = list(cfg.points()), rates_of_points(cfg)
-    for seed, (point, flags, structure, d_model) in itertools.product(cfg.all_seeds(), points):
+    cfg, runs = configure(Settings, argv), {}
+    points = [point for grid in pick(GRIDS, cfg.grids) for point in grid.items()]
+    rates = rates_of_points(cfg)
+    for seed, (point, (structure, d_model, more)) in itertools.product(parse_list(cfg.seeds, "seeds"), points):
+        own = [] if structure == "standard" else [f"{CONFIG}/{structure}.py"]
         for lr in rates.get(structure, {}).get(d_model, ()):
-            tuning = [f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={seed}"]
-            runs.append((f"{point}_lr{lr:g}_seed{seed}", [f"{CONFIG}/train_struct_gpt2.py", *flags, *tuning]))
-    show(cfg, "train.py", runs)
+            flags = [*more, f"--d_model={d_model}", f"--init_lr={lr}", f"--seed={seed}"]
+            runs[f"{point}_lr{lr:g}_seed{seed}"] = ["train.py", f"{CONFIG}/train_struct_gpt2.py", *own, *flags]
+    launch(cfg, runs)
 
 
 if __name__ == "__main__":
