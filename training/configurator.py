@@ -18,9 +18,12 @@ from typing import get_type_hints
 from training.errors import BadInput
 
 
-def setting(default, text, *, free=False):
-    """A field of a settings class. A `free` setting does not change what is computed, so a resume may change it."""
-    return dataclasses.field(default=default, metadata=dict(help=text, free=free))
+def setting(default, text, *, free=False, before=None):
+    """A field of a settings class. A `free` setting does not change what is computed, so a resume may change it.
+
+    before: what runs did that were made before there was such a setting. None: nothing that could be resumed.
+    """
+    return dataclasses.field(default=default, metadata=dict(help=text, free=free, before=before))
 
 
 def configure(cls, argv=None):
@@ -98,10 +101,8 @@ def require_at_least(settings, least):
 def differences(settings, other):
     """Names of the settings that differ between a settings object and a dict of saved ones, free ones left out."""
     fields = {f.name: f for f in dataclasses.fields(settings)}
-    return [
-        name for name, f in fields.items()
-        if not f.metadata["free"] and (name not in other or getattr(settings, name) != other[name])
-    ]  # fmt: skip
+    other = {name: f.metadata.get("before") for name, f in fields.items()} | other
+    return [name for name, f in fields.items() if not f.metadata["free"] and getattr(settings, name) != other[name]]
 
 
 def parse_list(text, name, kind=int):
