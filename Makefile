@@ -14,7 +14,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 # every picture of results/, each also by its name: make results/lm_scaling.png
-FIGURES := $(addprefix results/,$(addsuffix .png,recall language_modelling icl_examples lm_scaling lm_curves lm_levels \
+FIGURES := $(addprefix results/,$(addsuffix .png,recall language_modeling icl_examples lm_scaling lm_curves lm_levels \
 	lm_levels_256 attention_speed ts_horizon ts_forecasts))
 LM := results/language_modeling
 EIGHT_LEVELS := --only block_size=1024 --only "mlr_rank_list=32|8|6|4|4|4|4|2"
@@ -27,7 +27,7 @@ $(FIGURES): .venv/ready
 results/recall.png:
 	$(BIN)/python plots/demo.py results/demo --out results
 
-results/language_modelling.png: results/recall.png
+results/language_modeling.png: results/recall.png
 
 results/icl_examples.png:
 	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --out $@
@@ -51,7 +51,7 @@ results/ts_horizon.png:
 	$(BIN)/python plots/ts_horizon.py results/time_series --out $@
 
 results/ts_forecasts.png:
-	$(BIN)/python plots/ts_forecasts.py --record=results/ts_forecasts.json --out $@
+	$(BIN)/python plots/ts_forecasts.py results/ts_forecasts.json --out $@
 
 # the tables of README.md and results/README.md, and results/ts_table.md; `plots/readme.py --check` compares
 tables: .venv/ready

@@ -20,7 +20,7 @@ from structured.layers import BlockDiagonal, Linear
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The trunk that all heads share. `scoring` holds the widths, the heads, block_size and the scoring function."""
+    """The trunk that all heads share. `scoring` holds widths, heads, block_size, scoring function and position."""
 
     scoring: ScoringConfig
     n_layer: int
@@ -100,12 +100,13 @@ class Embedding(nn.Embedding):
 
 
 class Trunk(nn.Module):
-    """Adds position embeddings to (B, T, d_model), runs the blocks and the last LayerNorm."""
+    """Adds position embeddings, if learned, to (B, T, d_model), runs the blocks and the last LayerNorm."""
 
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.wpe = Embedding(cfg.scoring.block_size, cfg.scoring.d_model)
+        learned = cfg.scoring.position == "learned"
+        self.wpe = Embedding(cfg.scoring.block_size, cfg.scoring.d_model) if learned else None
         self.dropout = nn.Dropout(cfg.dropout)
         self.h = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
@@ -115,14 +116,17 @@ class Trunk(nn.Module):
         T, longest = x.shape[1], self.cfg.scoring.block_size
         if longest < T:
             raise BadInput(f"a sequence of {T} tokens does not fit block_size = {longest}")
-        x = self.dropout(x + (self.wpe.weight[:T] if cache is None else self.wpe(cache.next_positions(x))))
+        at = None if cache is None else cache.next_positions(x)
+        if self.wpe is not None:
+            x = x + (self.wpe.weight[:T] if at is None else self.wpe(at))
+        x = self.dropout(x)
         for block, layer in zip(self.h, [None] * len(self.h) if cache is None else cache.layers, strict=True):
             x = block(x, layer)
         return self.ln_f(x)
 
     def new_cache(self, B, length):
         """An empty cache for B sequences of up to `length` tokens, in the precision that the model runs in."""
-        weight = self.wpe.weight
+        weight = self.ln_f.weight
         device, dtype = weight.device, weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
@@ -150,7 +154,8 @@ class Head(nn.Module):
     def num_params(self):
         """(total, without embeddings and output head)."""
         total, trunk = (sum(p.numel() for p in m.parameters()) for m in (self, self.trunk))
-        return total, trunk - self.trunk.wpe.weight.numel()
+        wpe = self.trunk.wpe
+        return total, trunk - (0 if wpe is None else wpe.weight.numel())
 
 
 class GPT(Head):

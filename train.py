@@ -52,11 +52,16 @@ class Settings(RunSettings, StructureSettings):
     always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
 
     ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")  # nanoGPT's names
-    POSITIVE: ClassVar[tuple] = ("init_lr",)
+    POSITIVE: ClassVar[tuple] = ("init_lr", "lr_decay_iters")
     AT_LEAST: ClassVar[dict] = dict(
         batch_size=1, gradient_accumulation_steps=1, block_size=1,
-        max_iters=0, warmup_iters=0, eval_interval=1, eval_iters=1,
+        max_iters=0, warmup_iters=0, eval_interval=1, eval_iters=1, min_lr=0,
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.min_lr > self.init_lr:
+            raise BadInput(f"min_lr {self.min_lr} is above init_lr {self.init_lr}: the rate would rise")
 
 
 def losses(network, windows):
@@ -74,12 +79,12 @@ def validation_windows(corpus, cfg):
     return inputs.reshape(shape), targets.reshape(shape)
 
 
-def evaluate(network, windows, process):
+def evaluate(network, windows, process, run):
     """Mean loss over the validation text, the same windows for every run whatever its seed and batch size."""
     inputs, targets = windows
     counts = [int((part != IGNORED).sum()) for part in targets]
     means = torch.zeros(len(counts), device=process.device)
-    for i in process.world.part(len(counts)):
+    for i in run.unless_stopped(process.world.part(len(counts))):
         x, y = to_device(inputs[i], process.device).long(), to_device(targets[i], process.device)
         with process.autocast():
             means[i] = network(x, y)[1]
@@ -138,7 +143,7 @@ def training(cfg, **one_of_several):
     sequences = cfg.batch_size * cfg.gradient_accumulation_steps
     loop = Loop(
         cfg, process, run, model, optimizer, meter,
-        evaluate=lambda: evaluate(network, validation, process),
+        evaluate=lambda: evaluate(network, validation, process, run),
         headline=headline,
         cost=lambda step: counted(cost, sequences, cfg.block_size),
         state=lambda: dict(corpus=corpus.meta),  # sample.py decodes with it

@@ -31,6 +31,7 @@ from training.process import Process
 from training.run import Run
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
+from training.signals import say
 
 TASK_OPTIONS = {  # task: its own settings
     "sparse_linear_regression": ("sparsity",),
@@ -84,7 +85,7 @@ class Settings(RunSettings, StructureSettings):
         training_train_steps="max_iters", training_batch_size="batch_size",
         learning_rate="training_learning_rate", n_embd="d_model",
     )
-    POSITIVE: ClassVar[tuple] = ("training_learning_rate",)
+    POSITIVE: ClassVar[tuple] = ("training_learning_rate", "ridge_alpha")
     AT_LEAST: ClassVar[dict] = dict(
         n_dims=1, batch_size=1, max_iters=0, warmup_iters=0, eval_interval=1, eval_prompts=1, eval_batch_size=1
     )
@@ -137,13 +138,13 @@ def losses(network, layout, x, y, weight):
     return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (target.square().mean(0) * weight).sum()}
 
 
-def evaluate(network, cfg, process):
+def evaluate(network, cfg, process, run):
     """Squared error by number of examples seen, at full size, on prompts that are not in the pool."""
     layout, device = cfg.layout, process.device
     firsts = range(0, cfg.eval_prompts, cfg.eval_batch_size)
     shape = len(firsts), layout.count(cfg.points)
     errors = torch.zeros(shape, dtype=torch.float64, device=device)  # summed over prompts
-    for i in process.world.part(len(firsts)):
+    for i in run.unless_stopped(process.world.part(len(firsts))):
         count = min(cfg.eval_batch_size, cfg.eval_prompts - firsts[i])
         x, y = evaluation_prompts(first=firsts[i], count=count, n_points=cfg.points, device=device, **cfg.task())
         with process.autocast():
@@ -225,7 +226,7 @@ def training(cfg, **one_of_several):
         return counted(cost(T), B, T) | dict(paper_compute=B * T * full.paper / cfg.tokens)
 
     loop = Loop(
-        cfg, process, run, model, optimizer, meter, evaluate=lambda: evaluate(network, cfg, process),
+        cfg, process, run, model, optimizer, meter, evaluate=lambda: evaluate(network, cfg, process, run),
         headline=headline, cost=step_cost, summary=summary, state=lambda: dict(curriculum=asdict(curriculum)),
     )  # fmt: skip
     if run.saved and run.saved["curriculum"] != asdict(curriculum):
@@ -234,7 +235,7 @@ def training(cfg, **one_of_several):
             f"resume it with the --training_curriculum_steps (-1: --max_iters) that it began with"
         )
     if (full_from := curriculum.full_from()) >= cfg.max_iters > 0:
-        print(f"note: prompts reach their full size at step {full_from}, this run ends at {cfg.max_iters}")
+        say(f"note: prompts reach their full size at step {full_from}, this run ends at {cfg.max_iters}")
     take_step = process.captured(train_step)
     with loop:
         for step in loop:

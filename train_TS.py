@@ -29,6 +29,7 @@ from training.process import Process
 from training.run import Run
 from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
+from training.signals import say
 
 TRAINED, RULES = ("encoder", "patch", "dlinear"), ("repeat_last", "seasonal_naive")
 SCHEDULES = {  # share of the peak rate in epoch 0, 1, ..; the names are those of DLinear's and PatchTST's code
@@ -205,7 +206,7 @@ def training(cfg, **one_of_several):
         for step in loop:
             yield
             if 0 < cfg.patience <= best.waited:
-                print(f"no lower val mse in {best.waited} evaluations: ends at step {step}", flush=True)
+                say(f"no lower val mse in {best.waited} evaluations: ends at step {step}")
                 break
             optimizer.set_rate(rate_factor(cfg, len(first), step))
             train_step(step, *data.batch(training_rows(first, cfg, step)[process.share.rows]))

@@ -7,19 +7,19 @@ A panel for forward and one for forward and backward. Below the line at 1 a row 
 attention in the same record, which on a Hopper card is cuDNN's. The numbers, and memory: plots/speed_table.py.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.records import STRUCTURES
+from plots.names import MLR, STRUCTURES
+from plots.records import plain_arguments
 from plots.speed_table import DEFAULT, FLASH, PASSES, by_length, read
-from plots.style import GREY, legend_below, line_key, picture
+from plots.style import DARK_GREY, GREY, legend_below, line_key, picture
 from training.errors import BadInput, command
 
 CURVES = {  # (structure, backend) of a row: (name, colour, marker, line)
-    ("MLR", "triton"): ("MLR attention, fused", STRUCTURES["multi_level_low_rank"][1], "D", "-"),
+    ("MLR", "triton"): ("MLR attention, fused", STRUCTURES[MLR][1], "D", "-"),
     FLASH: ("FlashAttention-2", "#00609A", "s", "--"),
     ("FlexAttention", "standard"): ("FlexAttention", "#777777", "v", ":"),
 }
@@ -45,15 +45,13 @@ def draw(axes, lengths):
     for ax, (name, key) in zip(axes, PASSES.items(), strict=True):
         for curve, (_, colour, marker, line) in CURVES.items():
             times = [rows[curve][key] / rows[DEFAULT][key] for rows in lengths.values()]
-            ax.plot(
-                list(lengths), times, color=colour, linestyle=line, marker=marker, label=" ".join(curve), linewidth=1.6
-            )
+            look = dict(color=colour, linestyle=line, marker=marker, linewidth=1.6)
+            ax.plot(list(lengths), times, **look, label=" ".join(curve))
         ax.axhline(1, color="black", linewidth=1.2, zorder=0)
-        place = dict(transform=ax.get_yaxis_transform(), va="top", fontsize=7)
-        ax.text(0.02, 0.985, "PyTorch's default", **place)
+        ax.text(0.02, 0.985, "PyTorch's default", transform=ax.get_yaxis_transform(), va="top", fontsize=7)
         ax.set(xscale="log", xlabel="sequence length T", ylabel="time / PyTorch's default", title=name)
         ax.title.set_fontsize(9)
-        ax.set_xticks(list(lengths), [tick(T) for T in lengths])
+        ax.set_xticks(list(lengths), [f"{T // 1024}k" if T % 1024 == 0 else str(T) for T in lengths])
         ax.minorticks_off()
         ax.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.5)
     low = min(ax.get_ylim()[0] for ax in axes)
@@ -63,14 +61,9 @@ def draw(axes, lengths):
     legend_below(axes, keys, len(keys))
 
 
-def tick(T):
-    """4096 -> 4k."""
-    return f"{T // 1024}k" if T % 1024 == 0 else str(T)
-
-
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_arguments(__doc__)
     parser.add_argument("record", help="JSON file that bench.py attention --out wrote")
     parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
     args = parser.parse_args(argv)
@@ -82,7 +75,7 @@ def main(argv=None):
     check_complete(args.record, lengths)
     with picture(args.out, panels=len(PASSES)) as axes:
         draw(axes, lengths)
-        axes[0].get_figure(root=True).suptitle(record["device"], fontsize=8, color="#555555")
+        axes[0].get_figure(root=True).suptitle(record["device"], fontsize=8, color=DARK_GREY)
 
 
 if __name__ == "__main__":

@@ -5,45 +5,36 @@
 Each claim stands with its interval (of 95%) and the number of its runs; the sections below it have the tables.
 """
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-from plots.demo import find
-from plots.demo_table import name
-from plots.icl_examples import baselines
-from plots.icl_table import ERROR, kinds, of_one_kind
+from plots.demo import find, name
+from plots.icl_examples import ERROR, baselines
+from plots.icl_table import kinds, of_one_kind
 from plots.lm_curves import curves_of
-from plots.lm_laws import BASELINE, fit_laws
+from plots.lm_laws import fit_laws
 from plots.lm_pairs import mean_lead, pairs, trend
-from plots.lm_rates import MLR, lead_words, losses
-from plots.records import find_runs, learning_curves, markdown, read_runs, within
+from plots.lm_rates import lead_words, losses
+from plots.names import MLR, STANDARD
+from plots.records import grouped, learning_curves, plain_arguments, read_runs
 from plots.speed_table import FLASH, PASSES, ratios, read, span
+from plots.tables import show, within
 from plots.ts_kinds import kinds_of
 from plots.ts_pairs import CHRONOS_ERRORS, chronos_pairs, lowest_validation, p_value, paired
 from training.errors import command
+from training.records import find_runs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 EIGHT_LEVELS = ("mlr_rank_list=32|8|6|4|4|4|4|2", "block_size=1024", "validation=random windows")
-PAPER = {
-    "in-context": "standard attention cannot regress in context where its heads are narrower than the input; bilinear "
-    "BTT and MLR can",
-    "language": "MLR attention scales better in language modelling than standard and sliding-window attention",
-    "series": "MLR attention helps long-range forecasting",
-    "speed": "",
-}
 
 
 def in_context():
     """The error of each kind of run at the last step that all runs of a size have been evaluated at."""
     runs = read_runs([RESULTS / "icl_regression"], "train_ICL.py", unfinished=True)
-    sizes = {}
-    for curve in kinds(runs):
-        sizes.setdefault((curve.settings["n_dims"], curve.d_model), []).append(curve)
+    sizes = grouped(kinds(runs), lambda curve: (curve.settings["n_dims"], curve.d_model))
     words = [f"n_dims {n_dims}, d_model {d_model}: {standing(found)}" for (n_dims, d_model), found in sizes.items()]
     open_words = f"{len(runs)} runs of the original's protocol so far, none of its full length; {'; '.join(words)}"
     return f"**open** on the paper's task: {open_words}. **Seen** on another, noisy recall: {recall()}"
@@ -52,7 +43,7 @@ def in_context():
 def recall():
     """The demo's mean errors."""
     runs, _ = find(RESULTS / "demo")
-    curves = learning_curves(runs, "eval/last", "step")
+    curves = learning_curves(runs, ERROR, "step")
     words = [f"{name(curve)} ({curve.mean[-1]:.2f})" for curve in curves]
     return f"{', '.join(words)}, averaging ({baselines(runs)['averaging'][-1]:.2f}); {len(curves[0].runs)} seeds"
 
@@ -78,13 +69,13 @@ def language():
     long = read_runs([RESULTS / "language_modeling"], "train.py", ["max_iters=100000", EIGHT_LEVELS[2]])
     last = {curve.structure: curve.mean[-1] for curve in curves_of(long)}
     laws = fit_laws(runs)
-    b = {s: f"{found[0]:.3f} {within(*found[1:])}" for s in (BASELINE, MLR) if (found := laws.exponent(s))}
+    b = {s: f"{found[0]:.3f} {within(*found[1:])}" for s in (STANDARD, MLR) if (found := laws.exponent(s))}
     return (
         f"**seen** at equal steps: after 10,000 steps at rate 3e-3 MLR attention has the lower loss in "
         f"{(table.lead > 0).sum()} of {len(table)} pairs of runs, by {mean:.4f} nats a character "
         f"{within(low, high, '.4f')}; the lead shrinks with the width ({slope:+.3f} {within(*ends, '+.3f')} per unit "
         f"of ln d_model). {lead_words(losses(tried))} After 100,000 steps (d_model 256, one seed) the losses are "
-        f"{last[MLR]:.3f} and {last[BASELINE]:.3f}. **Not seen**: a larger exponent ({b[MLR]} against {b[BASELINE]})"
+        f"{last[MLR]:.3f} and {last[STANDARD]:.3f}. **Not seen**: a larger exponent ({b[MLR]} against {b[STANDARD]})"
     )
 
 
@@ -116,20 +107,21 @@ def speed():
     )
 
 
-SECTIONS = {
-    "in-context": (in_context, "[In-context regression](results/icl_regression/README.md)"),
-    "language": (language, "[Language modelling](results/language_modeling/README.md)"),
-    "series": (series, "[Time series](results/time_series/README.md)"),
-    "speed": (speed, "[Speed](results/bench/README.md)"),
-}
+CLAIMS = {  # what the paper says: (what the records say, where)
+    "standard attention cannot regress in context where its heads are narrower than the input; bilinear BTT and MLR "
+    "can": (in_context, "[In-context regression](results/icl_regression/README.md)"),
+    "MLR attention scales better in language modeling than standard and sliding-window attention": (
+        language, "[Language modeling](results/language_modeling/README.md)"
+    ),
+    "MLR attention helps long-range forecasting": (series, "[Time series](results/time_series/README.md)"),
+    "": (speed, "[Speed](results/bench/README.md)"),
+}  # fmt: skip
 
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
-    rows = [[PAPER[name], say(), link] for name, (say, link) in SECTIONS.items()]
-    print(markdown(["the paper", "here", ""], *rows))
+    plain_arguments(__doc__).parse_args(argv)
+    show([["the paper", "here", ""], *([paper, here(), link] for paper, (here, link) in CLAIMS.items())])
 
 
 if __name__ == "__main__":

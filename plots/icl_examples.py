@@ -15,10 +15,13 @@ from matplotlib.ticker import MaxNLocator
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.icl_regression.tasks import QUERY_TASKS
-from plots.records import ICL_SIZES, arguments, by_kind, by_setting, check_same, final_table, read_runs, tuned
-from plots.style import GREY, draw_curves, label_ends, legend, line_styles, log_ticks, picture, shared_legend
+from plots.names import ICL_SIZES
+from plots.records import arguments, by_kind, by_setting, check_same, runs_of, tuned
+from plots.style import GREY, draw_curves, label_ends, line_styles, log_ticks, picture, shared_legend
+from plots.tables import final_table
 from training.errors import BadInput, command
 
+ERROR = "eval/last"  # the error at the last position of a prompt
 TASK = (
     "n_dims", "n_positions", "training_task", "noise_std", "task_sparsity", "task_hidden", "task_depth",
     "task_query_noise",
@@ -34,7 +37,7 @@ LEVELS = ("zero", "averaging")  # baselines that other figures draw as lines at 
 DOTS = dict(color=GREY, linewidth=0.9, linestyle=(0, (1, 1.2)))  # of every baseline; their names stand at their ends
 
 
-def draw(ax, curves, lines=None, with_legend=True):
+def draw(ax, curves, lines=None):
     """The last evaluation of every curve, and the baselines in grey."""
     runs = [run for curve in curves for run in curve.runs]
     check_same(runs, (*TASK, "eval_prompts", "ridge_alpha"))
@@ -45,18 +48,15 @@ def draw(ax, curves, lines=None, with_legend=True):
         curve.steps = [min(steps)]
         curve.set(np.arange(len(errors[0])), errors)
     ax.set(yscale="log", xlabel="in-context examples seen", ylabel="mean squared error")
-    ends = {}
-    for name, errors in baselines(runs).items():
-        ax.plot(errors, **DOTS, label=BASELINES[name])
-        ends[BASELINES[name]] = errors[-1]
+    found = {BASELINES[name]: errors for name, errors in baselines(runs).items()}
+    for name, errors in found.items():
+        ax.plot(errors, **DOTS, label=name)
     draw_curves(ax, curves, six_of, lines=lines)
     ax.set_ylim(0.6 * min(c.low.min() for c in curves), 1.6 * max(1.0, *(c.high.max() for c in curves)))
     ax.margins(x=0.02)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     log_ticks(ax.yaxis)
-    label_ends(ax, ends)
-    if with_legend:
-        legend(ax, curves)
+    label_ends(ax, {name: errors[-1] for name, errors in found.items()})
 
 
 def draw_levels(ax, runs):
@@ -66,6 +66,19 @@ def draw_levels(ax, runs):
     for error in levels.values():
         ax.axhline(error, **DOTS, zorder=0)
     label_ends(ax, levels)
+
+
+def error_words(runs):
+    """The label of an axis of ERROR."""
+    settings = runs[0].settings
+    points = 2 * settings["n_dims"] if settings["n_positions"] == -1 else settings["n_positions"]
+    return f"mean squared error\nafter {points - 1} examples"
+
+
+def panels_of(runs, curves):
+    """{n_dims: curves}, ascending. Raises BadInput if the tasks differ in more."""
+    check_same(runs, [name for name in TASK if name not in ICL_SIZES])
+    return by_setting(curves, "n_dims")
 
 
 def steps_words(curves):
@@ -96,19 +109,16 @@ def widest(curves):
 @command
 def main(argv=None):
     args = arguments(__doc__, "train_ICL.py", unfinished=True).parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished)
-    check_same(runs, [name for name in TASK if name not in ICL_SIZES])
-    curves = tuned(runs, unnamed=ICL_SIZES)
-    lines = line_styles(curves)
-    panels = {n_dims: widest(mine) for n_dims, mine in by_setting(curves, "n_dims").items()}
+    runs = runs_of(args, "train_ICL.py")
+    panels = panels_of(runs, curves := tuned(runs, unnamed=ICL_SIZES))
+    panels = {f"n_dims = {n_dims}, D = {(shown := widest(mine))[0].d_model}": shown for n_dims, mine in panels.items()}
     with picture(args.out, panels=len(panels), columns=2) as axes:
-        for ax, (n_dims, mine) in zip(axes, panels.items(), strict=True):
-            draw(ax, mine, lines, with_legend=False)
-            ax.set_title(f"n_dims = {n_dims}, D = {mine[0].d_model}, {steps_words(mine)}", fontsize=8)
+        for ax, (title, mine) in zip(axes, panels.items(), strict=True):
+            draw(ax, mine, line_styles(curves))
+            ax.set_title(f"{title}, {steps_words(mine)}")
         shared_legend(axes, curves)
-    for n_dims, mine in panels.items():
-        print(f"n_dims = {n_dims}, D = {mine[0].d_model}")
-        print(final_table(mine, f"error after {len(mine[0].x) - 1}"))
+    for title, mine in panels.items():
+        print(f"{title}\n{final_table(mine, f'error after {len(mine[0].x) - 1}')}")
         found = baselines(mine[0].runs).items()
         print("baselines:", ", ".join(f"{BASELINES[name]} {errors[-1]:.3g}" for name, errors in found))
 

@@ -21,43 +21,32 @@ from statsmodels.duration.survfunc import SurvfuncRight
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_examples import BASELINES, baselines
-from plots.records import (
-    ICL_RATE,
-    ICL_SIZES,
-    below_table,
-    by_kind,
-    by_setting,
-    group,
-    markdown,
-    prose,
-    read_runs,
-    run_arguments,
-)
+from plots.icl_examples import BASELINES, ERROR, baselines
+from plots.names import ICL_RATE, ICL_SIZES
+from plots.records import arguments, by_kind, by_setting, group, grouped, runs_of
+from plots.tables import hours_words, show
 from training.configurator import parse_list
 from training.errors import command
-
-ERROR = "eval/last"
-WORDS = "error at the last position"
 
 
 def kinds(runs):
     """The Curves of one structure, size and learning rate, in the order of the tables."""
     curves = group(runs, ICL_SIZES | {ICL_RATE})
-    ordered = [curve for alike in by_setting(curves, "n_dims").values() for kind in by_kind(alike) for curve in kind]
+    ordered = [curve for kind in by_kind(curves) for curve in kind]
     return sorted(ordered, key=lambda curve: (curve.settings["n_dims"], curve.d_model))
+
+
+def about(curve):
+    """The first cells of a curve's row: n_dims, width, attention, rate, runs."""
+    return [curve.settings["n_dims"], curve.d_model, curve.label, f"{curve.settings[ICL_RATE]:g}", len(curve.runs)]
 
 
 def by_steps(runs, steps):
     """Rows of every kind and rate: the errors of the seeds at each of the steps, the median and the range."""
     rows = [["n_dims", "D", "attention", "rate", "seeds", *(f"{step:,} steps" for step in steps)]]
     for curve in kinds(runs):
-        cells = []
-        for step in steps:
-            found = [run.series(ERROR) for run in curve.runs]
-            cells.append(with_seeds([series[step][1] for series in found if step in series]))
-        s = curve.settings
-        rows.append([s["n_dims"], curve.d_model, curve.label, f"{s[ICL_RATE]:g}", len(curve.runs), *cells])
+        found = [run.series(ERROR) for run in curve.runs]
+        rows.append(about(curve) + [with_seeds([s[step][1] for s in found if step in s]) for step in steps])
     return rows
 
 
@@ -67,49 +56,39 @@ def by_errors(runs, errors):
     rows = [header + [f"{what} to {error:g}" for error in errors for what in ("steps", "FLOPs")]]
     for same in of_one_kind(kinds(runs)):
         curve = min(same, key=lambda c: rank(c.runs, errors))
-        s = curve.settings
-        cells = []
-        for error in errors:
-            cells += [time_words(curve.runs, error), time_words(curve.runs, error, "non_emb_compute")]
-        rows.append([s["n_dims"], curve.d_model, curve.label, f"{s[ICL_RATE]:g}", len(curve.runs), *cells])
+        cells = [time_words(curve.runs, error, x) for error in errors for x in ("step", "non_emb_compute")]
+        rows.append(about(curve) + cells)
     return rows
 
 
 def of_one_kind(curves):
     """Lists of the curves that differ in their learning rate alone."""
-    found = {}
-    for curve in curves:
-        found.setdefault((curve.settings["n_dims"], curve.d_model, curve.label), []).append(curve)
-    return list(found.values())
+    return list(grouped(curves, lambda curve: (curve.settings["n_dims"], curve.d_model, curve.label)).values())
 
 
 def rank(runs, errors):
     """What the best of several rates has the least of: median steps to the lowest error, to the next, last error."""
-    medians = [median_time(runs, error) for error in sorted(errors)]
+    medians = [time_to(runs, error)[0] for error in sorted(errors)]
     return *(math.inf if math.isnan(m) else m for m in medians), statistics.fmean(run.final(ERROR) for run in runs)
 
 
-def times_to(runs, error, x="step"):
-    """(x of the first evaluation at the error or below it, or of the last; whether it was reached), each a list."""
-    times, reached = [], []
+def time_to(runs, error, x="step"):
+    """(the median x of the first evaluation at an error or below it, the last x of any run, how many got not there).
+
+    The median is that of Kaplan and Meier, NaN where fewer than half are known to have got there.
+    """
+    ends = []
     for run in runs:
         path = [pair for _, pair in sorted(run.series(ERROR, x).items())]
-        there = [spent for spent, value in path if value <= error]
-        times.append(there[0] if there else path[-1][0])
-        reached.append(bool(there))
-    return times, reached
-
-
-def median_time(runs, error, x="step"):
-    """The median x to an error by Kaplan and Meier; NaN where fewer than half are known to have got there."""
-    return SurvfuncRight(*map(np.array, times_to(runs, error, x))).quantile(0.5)
+        ends.append(next(((spent, True) for spent, value in path if value <= error), (path[-1][0], False)))
+    times, reached = map(np.array, zip(*ends, strict=True))
+    return SurvfuncRight(times, reached).quantile(0.5), times.max(), (~reached).sum()
 
 
 def time_words(runs, error, x="step"):
     """The median, and how many runs have not got there."""
-    times, reached = times_to(runs, error, x)
-    middle, late = median_time(runs, error, x), reached.count(False)
-    words = f"not by {number(max(times), x)}" if math.isnan(middle) else number(middle, x)
+    middle, last, late = time_to(runs, error, x)
+    words = f"not by {number(last, x)}" if math.isnan(middle) else number(middle, x)
     return words + (f" ({late} of {len(runs)} not)" if late else "")
 
 
@@ -119,7 +98,7 @@ def number(value, x):
 
 def ledger(runs):
     """Rows of all runs: where the numbers come from and what they cost."""
-    rows = [("run", "commit", "device", "torch", "steps", "minutes", "rate", "seed", WORDS)]
+    rows = [("run", "commit", "device", "torch", "steps", "minutes", "rate", "seed", "error at the last position")]
     for run in runs:
         record, settings = run.record, run.settings
         rows.append((
@@ -143,26 +122,25 @@ def baseline_words(runs):
     told = []
     for n_dims, curves in by_setting(kinds(runs), "n_dims").items():
         found = baselines(curves[0].runs)
-        costs = [f"{BASELINES[name]} {errors[-1]:.2g}" for name, errors in found.items()]
+        costs = [f"{BASELINES.get(name, name.replace('_', ' '))} {errors[-1]:.2g}" for name, errors in found.items()]
         told.append(f"Simple methods have errors of, at n_dims {n_dims}: {', '.join(costs)}." if costs else "")
     return " ".join(filter(None, told))
 
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train_ICL.py", unfinished=True, at_step=True)
+    parser = arguments(__doc__, "train_ICL.py", unfinished=True, at_step=True, out=False)
     parser.add_argument("--steps", metavar="A|B", help="the error at these steps")
     parser.add_argument("--errors", metavar="A|B", help="when these errors are reached")
     parser.add_argument("--ledger", action="store_true", help="every run")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only, args.unfinished, args.at_step)
+    runs = runs_of(args, "train_ICL.py")
     if not (args.steps or args.errors or args.ledger):
         parser.error("give --steps, --errors or --ledger")
     tables = [by_steps(runs, parse_list(args.steps, "steps"))] if args.steps else []
     tables += [by_errors(runs, parse_list(args.errors, "errors", float))] if args.errors else []
     tables += [ledger(runs)] if args.ledger else []
-    print("\n\n".join(markdown(*table) for table in tables))
-    print(prose(f"{below_table(runs, [], str, args.at_step)} {baseline_words(runs)}"))
+    show(*tables, words=f"{hours_words(runs, args.at_step)} {baseline_words(runs)}")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,13 @@ compares runs, and their learning rates, at one step of a common schedule instea
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.icl_compute import error_words
-from plots.icl_examples import TASK, draw_levels
-from plots.records import (
-    ICL_SIZES,
-    arguments,
-    by_kind,
-    by_setting,
-    check_same,
-    final_table,
-    read_runs,
-    step_words,
-    tuned,
-)
-from plots.style import GREY, handles, legend_below, line_key, line_styles, log_ticks, picture, structure_style
+from plots import style
+from plots.icl_examples import ERROR, TASK, draw_levels, error_words, panels_of
+from plots.names import ICL_SIZES
+from plots.records import arguments, by_kind, check_same, runs_of, step_words, tuned
+from plots.tables import final_table
 from training.errors import BadInput, command
 from training.settings import DEFAULT_HEAD
 
@@ -52,57 +41,52 @@ def draw(ax, curves, lines):
     runs = [run for curve in curves for run in curve.runs]
     check_same(runs, (*TASK, "eval_prompts"))
     for curve in curves:
-        curve.steps = [min(max(run.series("eval/last")) for run in curve.runs)]
-        curve.set([head_width(curve.settings)], [[run.final("eval/last")] for run in curve.runs])
+        curve.set_end(ERROR, head_width(curve.settings))
     for alike in by_kind(curves):
-        numbers = ("x", "mean", "low", "high")
-        x, mean, low, high = (np.concatenate([getattr(c, name) for c in alike]) for name in numbers)
-        if len(set(x)) < len(x):
+        if len({curve.x[0] for curve in alike}) < len(alike):
             folders = " and ".join(str(c.runs[0].folder) for c in alike)
             raise BadInput(f"two points of one kind and head width among {folders}; choose with --only")
-        look = structure_style(alike[0].structure)
+        look = style.structure_style(alike[0].structure)
         if hollow := face(alike[0].variant, lines):
             look |= hollow | dict(markeredgecolor=look["color"])
         look |= dict(linestyle=lines[alike[0].variant], label=alike[0].label)
-        bars = np.maximum([mean - low, high - mean], 0)  # a mean of equal numbers may be off by a rounding
-        ax.errorbar(x, mean, yerr=bars, **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
+        style.draw_ends(ax, alike, **look)
     ax.set(xscale="log", yscale="log", xlabel="width of a head, r", ylabel=error_words(runs))
     n_dims = runs[0].settings["n_dims"]
-    ax.axvline(n_dims, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
-    ax.text(n_dims, 1.02, "r = n_dims", transform=ax.get_xaxis_transform(), color="#555555", fontsize=6.5, ha="center")
+    ax.axvline(n_dims, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))
+    style.small_words(ax, n_dims, 1.02, "r = n_dims", transform=ax.get_xaxis_transform(), ha="center")
     widths = sorted({int(c.x[0]) for c in curves} | {n_dims})
     ax.set_xticks(widths, map(str, widths))
     ax.minorticks_off()
-    log_ticks(ax.yaxis)
+    style.log_ticks(ax.yaxis)
     draw_levels(ax, runs)
 
 
 def width_legend(axes, curves, lines):
     """Below all panels: structures, then the variants with their markers, and a line where one is drawn."""
-    structures, _ = handles(curves)
+    structures, _ = style.handles(curves)
     variants = []
     for variant in dict.fromkeys(curve.variant for curve in curves if curve.variant):
         drawn = any(len(kind) > 1 for kind in by_kind(curves) if kind[0].variant == variant)
         marker = dict(marker="o", markersize=4.5) | face(variant, lines)
-        variants.append(line_key(variant, linestyle=lines[variant] if drawn else "", **marker))
-    legend_below(axes, [*structures, *variants], 5)
+        variants.append(style.line_key(variant, linestyle=lines[variant] if drawn else "", **marker))
+    style.legend_below(axes, [*structures, *variants], 5)
 
 
 @command
 def main(argv=None):
     args = arguments(__doc__, "train_ICL.py", at_step=True).parse_args(argv)
-    runs = read_runs(args.runs, "train_ICL.py", args.only, at_step=args.at_step)
-    check_same(runs, [name for name in TASK if name not in ICL_SIZES])
-    curves = tuned(runs, unnamed=ICL_SIZES)
-    lines, panels = line_styles(curves), by_setting(curves, "n_dims")
-    with picture(args.out, panels=len(panels), columns=2) as axes:
+    runs = runs_of(args, "train_ICL.py")
+    panels = panels_of(runs, curves := tuned(runs, unnamed=ICL_SIZES))
+    lines, until = style.line_styles(curves), step_words(args.at_step)
+    with style.picture(args.out, panels=len(panels), columns=2) as axes:
         for ax, (n_dims, mine) in zip(axes, panels.items(), strict=True):
             draw(ax, mine, lines)
-            ax.set_title(f"n_dims = {n_dims}{step_words(args.at_step)}", fontsize=8, pad=12)
+            ax.set_title(f"n_dims = {n_dims}{until}", pad=12)
         width_legend(axes, curves, lines)
     for n_dims, mine in panels.items():
         in_lines = [curve for alike in by_kind(mine) for curve in alike]
-        print(f"n_dims = {n_dims}{step_words(args.at_step)}\n{final_table(in_lines, 'eval/last', 'r')}")
+        print(f"n_dims = {n_dims}{until}\n{final_table(in_lines, ERROR, 'r')}")
 
 
 if __name__ == "__main__":

@@ -20,31 +20,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.lm_laws import best_runs, comparable, fit_laws
-from plots.records import (
-    LM_LOSS,
-    LM_RATE,
-    STRUCTURES,
-    X_AXES,
-    arguments,
-    check_same,
-    final_table,
-    read_runs,
-    trace,
-    tuned,
-)
-from plots.style import (
-    LINES,
-    draw_curves,
-    legend,
-    legend_below,
-    line_key,
-    log_ticks,
-    picture,
-    shared_legend,
-    structure_key,
-    structure_style,
-)
+from plots import style
+from plots.lm_laws import best_runs, fit_laws
+from plots.names import LM_LOSS, LM_RATE, STRUCTURES, X_AXES
+from plots.records import arguments, check_same, comparable, grouped, runs_of, trace, tuned
+from plots.tables import final_table
 from training.errors import command
 
 HEADROOM = 1.2  # the highest loss shown, in units of the largest last one
@@ -54,7 +34,7 @@ LOSS_WORDS = "validation loss (nats per token)"
 SYMBOLS = {"seconds": "t", "gpu_seconds": "t", "step": "n"}  # of x in a law; the others are C
 
 
-def draw(ax, runs, x="non_emb_compute", with_legend=True):
+def draw(ax, runs, x="non_emb_compute"):
     """One curve per structure and width, log-log; returns the curves. Times are of the runs on one card.
 
     Raises BadInput if the datasets differ.
@@ -62,11 +42,9 @@ def draw(ax, runs, x="non_emb_compute", with_legend=True):
     check_same(runs, ["dataset", "validation", "val_tokens"])
     runs, card = comparable(runs, x)
     curves = trace(tuned(runs, LM_LOSS, LM_RATE), LM_LOSS, x)
-    ax.set(xscale="log", yscale="log", xlabel=axis_words(x, card), ylabel=LOSS_WORDS)
-    draw_curves(ax, curves, markers=lambda n: [n - 1])
+    style.log_log(ax, axis_words(x, card), LOSS_WORDS)
+    style.draw_curves(ax, curves, markers=lambda n: [n - 1])
     show_the_end(ax, curves)
-    if with_legend:
-        legend(ax, curves)
     return curves
 
 
@@ -78,7 +56,7 @@ def draw_laws(ax, runs, x):
     """The last point of every run, and the law of each structure behind its points; returns the Laws."""
     runs, card = comparable(runs, x)
     laws = fit_laws(runs, x)
-    ax.set(xscale="log", yscale="log", xlabel=axis_words(x, card), ylabel=LOSS_WORDS)
+    style.log_log(ax, axis_words(x, card), LOSS_WORDS)
     for structure in laws.structures:
         mine = laws.points[laws.points.structure == structure]
         colour = STRUCTURES[structure][1]
@@ -86,31 +64,25 @@ def draw_laws(ax, runs, x):
         loss, low, high = laws.loss(structure, spent)
         ax.plot(spent, loss, color=colour, linewidth=1.1, zorder=2)
         ax.fill_between(spent, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
-        moved = mine.loss / np.exp(mine.seed.map(laws.offset))
-        ax.plot(mine.x, moved, **structure_style(structure), linestyle="", zorder=3)
-    for i, (width, mine) in enumerate(laws.points.groupby("width")):
-        middle, place = np.exp(np.log(mine.x).mean()), dict(transform=ax.get_xaxis_transform(), ha="center")
-        ax.text(middle, 1.02, str(width) if i else f"D = {width}", **place, fontsize=6.5, color="#555555")
-    log_ticks(ax.xaxis)
-    log_ticks(ax.yaxis)
+        moved = mine.value / np.exp(mine.seed.map(laws.offset))
+        ax.plot(mine.x, moved, **style.structure_style(structure), linestyle="", zorder=3)
+    for i, (width, mine) in enumerate(laws.points.groupby("d_model")):
+        middle, words = np.exp(np.log(mine.x).mean()), str(width) if i else f"D = {width}"
+        style.small_words(ax, middle, 1.02, words, transform=ax.get_xaxis_transform(), ha="center")
+    style.log_ticks(ax.xaxis, ax.yaxis)
     return laws
 
 
 def draw_width(ax, runs, lines):
     """Every run of one width as it trains, its seed as the line's style: lines {seed: style}."""
-    ends = []
+    x, ends = "non_emb_compute", []
     for run in sorted(runs, key=lambda run: list(STRUCTURES).index(run.structure)):
-        path = [pair for step, pair in sorted(run.series(LM_LOSS, "non_emb_compute").items()) if step > 0]
-        look = dict(color=STRUCTURES[run.structure][1], linestyle=lines[run.settings["seed"]])
-        ax.plot(*zip(*path, strict=True), **look, linewidth=1)
-        ends.append(path[-1])
+        ends.append(style.draw_path(ax, run, LM_LOSS, x, lines[run.settings["seed"]], linewidth=1))
     spent, losses = np.transpose(ends)
-    ax.set(xscale="log", yscale="log", xlabel=X_AXES["non_emb_compute"], ylabel=LOSS_WORDS)
+    style.log_log(ax, X_AXES[x], LOSS_WORDS)
     ax.set_xlim(spent.min() / 6, spent.max() * 1.08)
     ax.set_ylim(losses.min() / 1.01, losses.max() * CLOSE)
-    ax.set_title(f"D = {runs[0].settings['d_model']}", fontsize=8)
-    log_ticks(ax.xaxis)
-    log_ticks(ax.yaxis)
+    style.log_ticks(ax.xaxis, ax.yaxis)
 
 
 def show_the_end(ax, curves):
@@ -126,8 +98,7 @@ def show_the_end(ax, curves):
     if right / left > 1 + 1e-9:  # else every curve is one point
         ax.set_xlim(left / (right / left) ** MARGIN, right * (right / left) ** MARGIN)
     ax.set_ylim(low / (top / low) ** MARGIN, top)
-    log_ticks(ax.xaxis)
-    log_ticks(ax.yaxis)
+    style.log_ticks(ax.xaxis, ax.yaxis)
 
 
 def laws_legend(axes, laws, lines):
@@ -137,24 +108,22 @@ def laws_legend(axes, laws, lines):
         for structure in found.structures:
             b, low, high = found.exponent(structure)
             text = f"${SYMBOLS.get(x, 'C')}^{{-{b:.3f} \\pm {(high - low) / 2:.3f}}}$"
-            notes[structure] = f"{notes[structure]}, {text}" if structure in notes else f": {text}"
-    shown = [structure_key(s, notes[s], linestyle="-") for s in STRUCTURES if s in notes]
-    shown += [line_key(f"seed {seed}", linestyle=style) for seed, style in lines.items()]
-    legend_below(axes, shown, axes[0].get_gridspec().ncols)
+            notes.setdefault(structure, []).append(text)
+    shown = [style.structure_key(s, f": {', '.join(notes[s])}", linestyle="-") for s in STRUCTURES if s in notes]
+    shown += [style.line_key(f"seed {seed}", linestyle=line) for seed, line in lines.items()]
+    style.legend_below(axes, shown, axes[0].get_gridspec().ncols)
 
 
-def draw_fit(args, runs):
-    """The picture of --fit: a panel for each --x and, with --widths, for each width."""
-    xs = dict.fromkeys(args.x or ["non_emb_compute"])
+def draw_fit(args, runs, xs):
+    """The picture of --fit: a panel for each of xs and, with --widths, for each width."""
     runs = best_runs(runs)
-    widths = {}
-    for run in sorted(runs, key=lambda run: run.settings["d_model"]) if args.widths else ():
-        widths.setdefault(run.settings["d_model"], []).append(run)
-    lines = dict(zip(sorted({run.settings["seed"] for run in runs}), LINES, strict=False)) if widths else {}
-    with picture(args.out, panels=len(xs) + len(widths), columns=2 if widths else None) as axes:
+    widths = grouped(runs, lambda run: run.settings["d_model"]) if args.widths else {}
+    lines = dict(zip(sorted({run.settings["seed"] for run in runs}), style.LINES, strict=False)) if widths else {}
+    titles = [""] * len(xs) + [f"D = {width}" for width in sorted(widths)]
+    with style.picture(args.out, titles, columns=2 if widths else None) as axes:
         laws = {x: draw_laws(ax, runs, x) for ax, x in zip(axes, xs, strict=False)}
-        for ax, mine in zip(axes[len(xs) :], widths.values(), strict=True):
-            draw_width(ax, mine, lines)
+        for ax, width in zip(axes[len(xs) :], sorted(widths), strict=True):
+            draw_width(ax, widths[width], lines)
         laws_legend(axes, laws, lines)
 
 
@@ -166,15 +135,15 @@ def main(argv=None):
     parser.add_argument("--fit", action="store_true", help="the last points and a power law of each structure")
     parser.add_argument("--widths", action="store_true", help="with --fit: also a panel for each width")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
+    runs = runs_of(args, "train.py")
     xs = dict.fromkeys(args.x or ["non_emb_compute"])
     if args.fit:
-        draw_fit(args, runs)
+        draw_fit(args, runs, xs)
     else:
-        with picture(args.out, panels=len(xs)) as axes:
-            drawn = {x: draw(ax, runs, x, with_legend=False) for ax, x in zip(axes, xs, strict=True)}
+        with style.picture(args.out, panels=len(xs)) as axes:
+            drawn = {x: draw(ax, runs, x) for ax, x in zip(axes, xs, strict=True)}
             every = max(drawn.values(), key=len)  # of times there are those of one card only
-            shared_legend(axes, every) if len(axes) > 1 else legend(axes[0], every)
+            style.shared_legend(axes, every) if len(axes) > 1 else style.legend(axes[0], every)
         for x, curves in drawn.items():
             print(final_table(curves, LM_LOSS, x))
     for x in xs:

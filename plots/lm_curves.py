@@ -12,46 +12,36 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.lm_laws import BASELINE
-from plots.records import (
-    LM_LOSS,
-    LM_RATE,
-    check_same,
-    group,
-    markdown,
-    read_runs,
-    run_arguments,
-    trace,
-)
-from plots.style import draw_curves, legend, log_ticks, picture
+from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, STANDARD
+from plots.records import arguments, check_same, group, runs_of, trace
+from plots.style import draw_curves, legend, log_log, log_ticks, picture
+from plots.tables import show
 from training.errors import command
 
 LATEST = 10  # evaluations in the mean of the last ones
-ALIKE = ("dataset", "validation", "val_tokens", "d_model", "block_size", "max_iters")
 
 
 def curves_of(runs):
     """The Curves of the runs, with their losses; named by what tells those of one structure apart."""
-    check_same(runs, ALIKE)
+    check_same(runs, (*LM_ALIKE, "d_model"))
     return trace(group(runs), LM_LOSS, "step")
 
 
 def draw(ax, curves):
     """Log-log, from a tenth of the last step on: before that the losses tell little."""
-    ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="validation loss (nats per token)")
+    log_log(ax, "steps", "validation loss (nats per token)")
     draw_curves(ax, curves, markers=lambda n: [n - 1])
     last = max(curve.x[-1] for curve in curves)
     late = [curve.mean[curve.x >= last / 10] for curve in curves]
     ax.set_xlim(last / 10, last * 1.1)
     ax.set_ylim(0.99 * min(map(min, late)), 1.01 * max(map(max, late)))
-    log_ticks(ax.xaxis)
-    log_ticks(ax.yaxis)
+    log_ticks(ax.xaxis, ax.yaxis)
     legend(ax, curves)
 
 
 def rows(curves):
     """A row for every curve: its last loss, the mean of the last ones, and when it passes the best standard's."""
-    standard = min((c for c in curves if c.structure == BASELINE), key=lambda c: c.mean[-1], default=None)
+    standard = min((c for c in curves if c.structure == STANDARD), key=lambda c: c.mean[-1], default=None)
     names = ["seeds", "last loss", f"mean of the last {LATEST} evaluations", "step of standard attention's last loss"]
     table = [["attention", "d_model", "steps", "rate", *names]]
     for curve in curves:
@@ -73,15 +63,15 @@ def level_words(curve, standard):
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
+    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
     parser.add_argument("--out", help="picture to write, as PNG and as SVG; without it the table is printed")
     args = parser.parse_args(argv)
-    curves = curves_of(read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step))
+    curves = curves_of(runs_of(args, "train.py"))
     if args.out:
         with picture(args.out) as (ax,):
             draw(ax, curves)
     else:
-        print(markdown(*rows(curves)))
+        show(rows(curves))
 
 
 if __name__ == "__main__":

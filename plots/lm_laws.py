@@ -11,7 +11,6 @@ so much compute best.
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +20,20 @@ from scipy.stats import bootstrap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.records import (
-    LM_LOSS,
-    LM_RATE,
-    RANDOM,
-    STRUCTURES,
-    check_same,
-    markdown,
-    prose,
-    read_runs,
-    run_arguments,
-    tuned,
-    within,
-)
+from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, MLR, STANDARD, STRUCTURES
+from plots.records import arguments, check_same, comparable, frame, runs_of, tuned
+from plots.tables import show, within
 from training.errors import BadInput, command
+from training.records import RANDOM
 
 FEWEST_WIDTHS = 3  # of a power law
-BASELINE = "low_rank"
-TIMES = ("seconds", "gpu_seconds")
 AXES = {"non_emb_compute": "FLOPs", "gpu_seconds": "time"}
 RESAMPLED = 9_999  # draws of the bootstrap
-ALIKE = ("dataset", "validation", "val_tokens", "block_size", "max_iters")  # what runs of one regression share
 
 
 @dataclass(frozen=True)
 class Laws:
-    """The laws L = a_s x^-b_s of several structures: the regression and its points (structure, seed, width, x, loss).
+    """The laws L = a_s x^-b_s of structures: the regression and its points (structure, seed, d_model, x, value).
 
     A loss is that on the validation text of the mean seed, where every seed has its own.
     """
@@ -54,19 +41,18 @@ class Laws:
     regression: object
     points: pd.DataFrame
 
-    @cached_property
+    @property
     def structures(self):
         return [s for s in STRUCTURES if s in set(self.points.structure)]
 
-    @cached_property
+    @property
     def middle(self):
         return np.log(self.points.x).mean()
 
     def offset(self, seed):
         """How much harder a seed's validation text is than the mean seed's, in log loss."""
-        own = [name for name in self.regression.params.index if name.startswith("seed ")]
-        found = {name: self.regression.params[name] for name in own}
-        return found.get(f"seed {seed}", -sum(found.values()) if own else 0.0)
+        found = self.regression.params.filter(like="seed ")
+        return found.get(f"seed {seed}", -found.sum())
 
     def exponent(self, structure):
         """(b, lowest, highest)."""
@@ -75,9 +61,10 @@ class Laws:
 
     def loss(self, structure, x):
         """(loss, lowest, highest) at x, arrays."""
-        x = np.atleast_1d(np.asarray(x, float))
-        points = pd.DataFrame(dict(structure=structure, seed=None, log_x=np.log(x) - self.middle))
-        band = self.regression.get_prediction(design(points, self.regression.params.index)).summary_frame()
+        log_x = np.log(np.atleast_1d(np.asarray(x, float))) - self.middle
+        points = pd.DataFrame({structure: 1.0, f"{structure} log x": log_x})
+        points = points.reindex(columns=self.regression.params.index, fill_value=0.0)
+        band = self.regression.get_prediction(points).summary_frame()
         return tuple(np.exp(band[name].to_numpy()) for name in ("mean", "mean_ci_lower", "mean_ci_upper"))
 
     def x_at(self, structure, loss, parameters=None):
@@ -98,42 +85,25 @@ class Laws:
 
         def share(residuals, axis=-1):
             parameters = (fitted + spread * residuals) @ solve
-            return self.x_at(structure, loss, parameters) / self.x_at(BASELINE, loss, parameters)
+            return self.x_at(structure, loss, parameters) / self.x_at(STANDARD, loss, parameters)
 
         drawn = bootstrap(
             (self.regression.resid.to_numpy(),), share, n_resamples=RESAMPLED, batch=1000, method="percentile", rng=0
         )
-        now = self.x_at(structure, loss) / self.x_at(BASELINE, loss)
+        now = self.x_at(structure, loss) / self.x_at(STANDARD, loss)
         return float(now), *map(float, drawn.confidence_interval)
 
     def crossing(self, structure):
         """The x at which the law of a structure meets standard attention's; None where they are parallel."""
-        height, slope = (self.regression.params[structure + end] - self.regression.params[BASELINE + end]
-                         for end in ("", " log x"))  # fmt: skip
+        params = self.regression.params
+        height, slope = (params[structure + end] - params[STANDARD + end] for end in ("", " log x"))
         return float(np.exp(-height / slope + self.middle)) if slope else None
 
     def common_losses(self, structure):
         """The lowest and the highest loss, in hundredths, that the laws of a structure and standard attention reach."""
-        ends = [self.loss(s, self._x(s).agg(["max", "min"]))[0] for s in (structure, BASELINE)]
-        low, high = max(end[0] for end in ends), min(end[1] for end in ends)
-        return np.ceil(100 * low) / 100, np.floor(100 * high) / 100
-
-    def _x(self, structure):
-        return self.points.x[self.points.structure == structure]
-
-
-def design(points, columns):
-    """The regression's matrix: for every structure a height and a slope, for seeds offsets whose sum is zero."""
-    matrix = pd.DataFrame(0.0, index=points.index, columns=columns)
-    for name in columns:
-        kind = name.removesuffix(" log x")
-        if name.startswith("seed "):
-            own = points.seed.map(lambda seed, name=name: f"seed {seed}" == name)
-            named = points.seed.map(lambda seed: f"seed {seed}" in columns or seed is None)
-            matrix[name] = own * 1.0 - ~named * 1.0
-        else:
-            matrix[name] = (points.structure == kind) * (points.log_x if kind != name else 1.0)
-    return matrix
+        x = self.points.groupby("structure", observed=True).x.agg(["max", "min"])
+        low, high = np.transpose([self.loss(s, x.loc[s])[0] for s in (structure, STANDARD)])
+        return np.ceil(100 * max(low)) / 100, np.floor(100 * min(high)) / 100
 
 
 def best_runs(runs):
@@ -147,49 +117,37 @@ def best_runs(runs):
     return [run for curve in curves for run in curve.runs]
 
 
-def last_points(runs, x):
-    """A table (structure, seed, width, x, loss) of the last evaluation of every run."""
-    rows = []
-    for run in runs:
-        spent, loss = max(run.series(LM_LOSS, x).items())[1]
-        rows.append((run.structure, run.settings["seed"], run.settings["d_model"], float(spent), loss))
-    return pd.DataFrame(rows, columns=["structure", "seed", "width", "x", "loss"])
-
-
 def fit_laws(runs, x="non_emb_compute"):
     """The Laws of the structures that have at least 3 widths. Raises BadInput where nothing can be fitted."""
-    check_same(runs, ALIKE)
-    points = last_points(runs, x)
-    widths = points.groupby("structure").width.nunique()
-    enough = [s for s in STRUCTURES if widths.get(s, 0) >= FEWEST_WIDTHS]
-    if not enough:
-        found = ", ".join(f"{STRUCTURES[s][0]} has {n}" for s, n in widths.items())
+    check_same(runs, LM_ALIKE)
+    points = frame(runs, LM_LOSS, x)[["structure", "seed", "d_model", "x", "value"]]
+    by_structure = points.groupby("structure", observed=True)
+    enough = by_structure.filter(lambda mine: mine.d_model.nunique() >= FEWEST_WIDTHS)
+    if enough.empty:
+        found = ", ".join(f"{STRUCTURES[s][0]} has {n}" for s, n in by_structure.d_model.nunique().items())
         raise BadInput(f"a power law needs {FEWEST_WIDTHS} widths, {found}; make more with --d_model")
-    points = points[points.structure.isin(enough)].reset_index(drop=True)
-    for structure, mine in points.groupby("structure"):
-        if np.ptp(mine.x) == 0:
+    for structure, spread in enough.groupby("structure", observed=True).x.agg(np.ptp).items():
+        if spread == 0:
             name = STRUCTURES[structure][0]
             raise BadInput(f"the runs of {name} all end at the same x, a power law needs others; choose another --x")
-    return fit_points(points, by_seed=runs[0].settings["validation"] == RANDOM)
+    return fit_points(enough, by_seed=runs[0].settings["validation"] == RANDOM)
 
 
 def fit_points(points, by_seed):
-    """The Laws of a table as `last_points` makes it; by_seed: every seed has validation text of its own."""
-    points = points.sort_values(["structure", "seed", "width"], ignore_index=True)  # whatever order they were read in
-    structures = [s for s in STRUCTURES if s in set(points.structure)]
-    seeds = sorted(set(points.seed)) if by_seed else []
-    columns = [f"{s}{end}" for s in structures for end in ("", " log x")] + [f"seed {seed}" for seed in seeds[1:]]
+    """The Laws of a table (structure, seed, d_model, x, value); by_seed: every seed has validation text of its own.
+
+    The regression has a height and a slope for every structure, and offsets of seeds whose sum is zero.
+    """
+    points = points.astype(dict(structure=str)).sort_values(["structure", "seed", "d_model"], ignore_index=True)
     log_x = np.log(points.x)
-    matrix = design(points.assign(log_x=log_x - log_x.mean()), columns)
-    return Laws(sm.OLS(np.log(points.loss), matrix).fit(), points)
-
-
-def comparable(runs, x):
-    """(the runs whose x compare, the card they ran on): of times those on the card that most of them ran on."""
-    if x not in TIMES:
-        return runs, None
-    card, _ = Counter(run.record.get("device") for run in runs).most_common(1)[0]
-    return [run for run in runs if run.record.get("device") == card], card
+    heights, seeds = (pd.get_dummies(points[name], dtype=float) for name in ("structure", "seed"))
+    design = {}
+    for structure in (s for s in STRUCTURES if s in heights):
+        design[structure] = heights[structure]
+        design[f"{structure} log x"] = heights[structure] * (log_x - log_x.mean())
+    for seed in seeds.columns[1:] if by_seed else ():
+        design[f"seed {seed}"] = seeds[seed] - seeds.iloc[:, 0]
+    return Laws(sm.OLS(np.log(points.value), pd.DataFrame(design)).fit(), points)
 
 
 def exponents(laws):
@@ -199,7 +157,7 @@ def exponents(laws):
     for structure in first.structures:
         found = [law.exponent(structure) if structure in law.structures else None for law in laws.values()]
         cells = [f"{b[0]:.3f} {within(*b[1:])}" if b else "" for b in found]
-        rows.append([STRUCTURES[structure][0], int((first.points.structure == structure).sum()), *cells])
+        rows.append([STRUCTURES[structure][0], (first.points.structure == structure).sum(), *cells])
     return rows
 
 
@@ -216,29 +174,25 @@ def shares(laws, structure):
 def crossing_words(law, structure):
     """Where the two laws meet, in words."""
     at, largest = law.crossing(structure), law.points.x.max()
-    name = STRUCTURES[structure][0]
+    laws = f"The laws of {STRUCTURES[structure][0]} and of standard attention"
     if at is None or at < largest:
-        return f"The laws of {name} and of standard attention do not meet beyond the largest run."
+        return f"{laws} do not meet beyond the largest run."
     times = f"{at / largest:.1f} times" if at < 100 * largest else "more than 100 times"
-    return f"The laws of {name} and of standard attention meet at {times} the FLOPs of the largest run."
-
-
-def times_words(runs):
-    timed, card = comparable(runs, "gpu_seconds")
-    return f"Times are those of the {len(timed)} of {len(runs)} runs on one kind of card, {card}."
+    return f"{laws} meet at {times} the FLOPs of the largest run."
 
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
-    parser.add_argument("--of", default="multi_level_low_rank", choices=STRUCTURES, help="whose shares to print")
+    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
+    parser.add_argument("--of", default=MLR, choices=STRUCTURES, help="whose shares to print")
     args = parser.parse_args(argv)
-    runs = best_runs(read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step))
+    runs = best_runs(runs_of(args, "train.py"))
     laws = {x: fit_laws(comparable(runs, x)[0], x) for x in AXES}
-    print(markdown(*exponents(laws)))
-    if all({BASELINE, args.of} <= set(law.structures) for law in laws.values()):
-        print(f"\n{markdown(*shares(laws, args.of))}")
-        print(prose(f"{crossing_words(laws['non_emb_compute'], args.of)} {times_words(runs)}"))
+    if not all({STANDARD, args.of} <= set(law.structures) for law in laws.values()):
+        return show(exponents(laws))
+    timed, card = comparable(runs, "gpu_seconds")
+    times = f"Times are those of the {len(timed)} of {len(runs)} runs on one kind of card, {card}."
+    show(exponents(laws), shares(laws, args.of), words=f"{crossing_words(laws['non_emb_compute'], args.of)} {times}")
 
 
 if __name__ == "__main__":

@@ -12,26 +12,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.records import (
-    IGNORED,
-    LM_LOSS,
-    LM_RATE,
-    STRUCTURES,
-    arguments,
-    check_same,
-    final_table,
-    read_runs,
-    step_words,
-    tuned,
-)
-from plots.style import GREY, legend, log_ticks, picture, structure_style
+from plots.names import IGNORED, LM_LOSS, LM_RATE, MLR, STANDARD, STRUCTURES
+from plots.records import arguments, check_same, runs_of, step_words, tuned
+from plots.style import GREY, draw_ends, legend, log_ticks, picture, structure_style
+from plots.tables import final_table
 from training.errors import BadInput, command
 
-STANDARD, MLR = "low_rank", "multi_level_low_rank"
 BATCH = {"batch_size", "gradient_accumulation_steps"}  # compared by their product
 RANKS = "mlr_rank_list"
 
@@ -70,8 +58,7 @@ def draw(ax, runs):
     check_alike(runs)
     curves = sorted(tuned(runs, LM_LOSS, LM_RATE), key=lambda curve: levels(curve.settings))
     for curve in curves:
-        curve.steps = [min(max(run.series(LM_LOSS)) for run in curve.runs)]
-        curve.set([levels(curve.settings)], [[run.final(LM_LOSS)] for run in curve.runs])
+        curve.set_end(LM_LOSS, levels(curve.settings))
     for a, b in itertools.pairwise(curves):
         if a.x[0] == b.x[0]:
             folders = f"{a.runs[0].folder} and {b.runs[0].folder}"
@@ -79,9 +66,7 @@ def draw(ax, runs):
     x = [curve.x[0] for curve in curves]
     ax.plot(x, [curve.mean[0] for curve in curves], color=GREY, linewidth=0.9, zorder=1)
     for curve in curves:
-        bar = np.maximum([curve.mean - curve.low, curve.high - curve.mean], 0)
-        look = structure_style(curve.structure) | dict(linestyle="", label=curve.label)
-        ax.errorbar(curve.x, curve.mean, yerr=bar, **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
+        draw_ends(ax, [curve], **structure_style(curve.structure), linestyle="", label=curve.label)
     ax.set(yscale="log", xlabel="number of levels", ylabel="validation loss (nats per token)")
     ax.set_xscale("log", base=2)
     ax.set_xticks(x, [f"{n:.0f}" for n in x])
@@ -93,10 +78,10 @@ def draw(ax, runs):
 @command
 def main(argv=None):
     args = arguments(__doc__, "train.py", unfinished=True, at_step=True).parse_args(argv)
-    runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
+    runs = runs_of(args, "train.py")
     with picture(args.out) as (ax,):
         curves = draw(ax, runs)
-        ax.set_title(f"D = {curves[0].d_model}{step_words(args.at_step)}", fontsize=8)
+        ax.set_title(f"D = {curves[0].d_model}{step_words(args.at_step)}")
         legend(ax, [replace(curve, variant="") for curve in curves])
     print(final_table(curves, LM_LOSS, "levels"))
 

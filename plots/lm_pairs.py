@@ -13,55 +13,42 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import statsmodels.formula.api as smf
 from scipy.stats import ttest_1samp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.lm_laws import BASELINE, best_runs
-from plots.records import LM_LOSS, RANDOM, STRUCTURES, markdown, read_runs, run_arguments, within
+from plots.lm_laws import best_runs
+from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, STANDARD, STRUCTURES
+from plots.records import arguments, frame, runs_of
+from plots.tables import show, within
 from training.errors import BadInput, command
+from training.records import RANDOM
 
-SAME = (
-    "dataset", "validation", "val_tokens", "d_model", "n_layer", "block_size", "max_iters", "warmup_iters", "init_lr",
-    "seed",
-)  # fmt: skip
+SAME = [*LM_ALIKE, "d_model", "n_layer", "warmup_iters", "seed", "sequences", "windows", LM_RATE]
 FEWEST = 3  # pairs for an interval
 
 
-def key(run, best=False):
-    """What the two runs of a pair have in common; best: but for their learning rates."""
-    s = run.settings | (dict(init_lr="best") if best else {})
-    sequences = s["batch_size"] * s["gradient_accumulation_steps"]
-    windows = s["batch_size"] * s["eval_iters"] if s["validation"] == RANDOM else None
-    return *(s[name] for name in SAME), sequences, windows
-
-
 def pairs(runs, best=False):
-    """{structure: table (width, seed, lead) of its pairs with standard attention}, in the order of STRUCTURES.
+    """{structure: table (d_model, seed, lead) of its pairs with standard attention}, in the order of STRUCTURES.
 
     best: the runs are those of the best rate of each structure. Raises BadInput for two runs of one structure that
     could both be in a pair.
     """
-    found = {structure: {} for structure in STRUCTURES}
-    for run in runs:
-        mine = found[run.structure]
-        if (same := key(run, best)) in mine:
-            raise BadInput(f"{mine[same].folder} and {run.folder} have the same settings; give one, or use --only")
-        mine[same] = run
-    standard, tables = found.pop(BASELINE), {}
-    for structure, mine in found.items():
-        rows = [
-            (run.settings["d_model"], run.settings["seed"], standard[same].final(LM_LOSS) - run.final(LM_LOSS))
-            for same, run in mine.items()
-            if same in standard
-        ]
-        if rows:
-            tables[structure] = pd.DataFrame(rows, columns=["width", "seed", "lead"]).sort_values(["seed", "width"])
-    if not tables:
+    table, same = frame(runs, LM_LOSS), SAME[:-1] if best else SAME
+    table["sequences"] = table.batch_size * table.gradient_accumulation_steps  # a step
+    table["windows"] = (table.batch_size * table.eval_iters).where(table.validation == RANDOM)  # an evaluation
+    twice = table[table.duplicated(["structure", *same], keep=False)]
+    if len(twice):
+        a, b, *_ = next(iter(twice.groupby(["structure", *same], dropna=False, observed=True).run))[1]
+        raise BadInput(f"{a.folder} and {b.folder} have the same settings; give one, or use --only")
+    is_standard = table.structure == STANDARD
+    found = table[~is_standard].merge(table.loc[is_standard, [*same, "value"]], on=same, suffixes=("", "_standard"))
+    if found.empty:
         raise BadInput("no run differs from one of standard attention in its structure alone")
-    return tables
+    found["lead"] = found.value_standard - found.value
+    found = found.sort_values(["seed", "d_model"])[["structure", "d_model", "seed", "lead"]]
+    return dict(iter(found.groupby("structure", observed=True)))
 
 
 def mean_lead(table):
@@ -75,9 +62,9 @@ def mean_lead(table):
 
 def trend(table):
     """(slope of the lead on ln d_model, lowest, highest), or None with too few pairs or widths."""
-    if len(table) < FEWEST or table.width.nunique() < 2:
+    if len(table) < FEWEST or table.d_model.nunique() < 2:
         return None
-    line = smf.ols("lead ~ log_width", table.assign(log_width=np.log(table.width))).fit()
+    line = smf.ols("lead ~ log_width", table.assign(log_width=np.log(table.d_model))).fit()
     return line.params["log_width"], *line.conf_int().loc["log_width"]
 
 
@@ -98,11 +85,11 @@ def rows(tables):
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
+    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
     parser.add_argument("--best", action="store_true", help="compare each structure at its best learning rate")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
-    print(markdown(*rows(pairs(best_runs(runs) if args.best else runs, args.best))))
+    runs = runs_of(args, "train.py")
+    show(rows(pairs(best_runs(runs) if args.best else runs, args.best)))
 
 
 if __name__ == "__main__":

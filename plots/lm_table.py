@@ -11,25 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.lm_laws import comparable
-from plots.records import (
-    FEWEST_PACES,
-    LM_LOSS,
-    LM_RATE,
-    STRUCTURES,
-    below_table,
-    by_kind,
-    check_same,
-    group,
-    markdown,
-    read_runs,
-    run_arguments,
-    tuned,
-)
+from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, MLR, STRUCTURES
+from plots.records import arguments, by_kind, check_same, comparable, frame, group, runs_of, tuned
+from plots.tables import hours_words, show, wrapped
 from training.errors import command
+from training.records import FEWEST_PACES
 
 COLUMNS = {"d_model", "block_size", "val_tokens", "max_iters", "mlr_rank_list"}  # what is not named besides
-MLR = "multi_level_low_rank"
 
 
 def rows(curves):
@@ -37,32 +25,30 @@ def rows(curves):
     names = ["attention", "ranks", "D", "T", "steps", "lr (tried)", "seeds", "validation loss", "tokens/s"]
     found = [[*names, "FLOPs without embeddings"]]
     for curve in curves:
-        settings, last = curve.settings, [max(run.series(LM_LOSS, "non_emb_compute").items()) for run in curve.runs]
-        flops, losses = zip(*(pair for _, pair in last), strict=True)
-        found.append((
-            curve.label, ranks(curve), curve.d_model, settings["block_size"], f"{min(step for step, _ in last):,}",
-            rate_words(curve), " ".join(map(str, curve.seeds)), each(losses), pace_words(curve),
-            f"{statistics.fmean(flops):.3g}",
-        ))  # fmt: skip
+        flops, losses = zip(*(run.end(LM_LOSS, "non_emb_compute") for run in curve.runs), strict=True)
+        steps = min(max(run.series(LM_LOSS, "non_emb_compute")) for run in curve.runs)
+        found.append([
+            curve.label, ranks(curve), curve.d_model, curve.settings["block_size"], f"{steps:,}", rate_words(curve),
+            " ".join(map(str, curve.seeds)), each(losses), pace_words(curve), f"{statistics.fmean(flops):.3g}",
+        ])  # fmt: skip
     return found
 
 
 def by_width(runs):
     """A row for every structure, a column for every width: the last loss of each seed; below them the time of a run."""
-    check_same(runs, ("dataset", "validation", "val_tokens", "block_size", "max_iters", LM_RATE))
-    widths, seeds = (sorted({run.settings[name] for run in runs}) for name in ("d_model", "seed"))
-    losses = {(run.structure, run.settings["d_model"], run.settings["seed"]): run.final(LM_LOSS) for run in runs}
+    check_same(runs, (*LM_ALIKE, LM_RATE))
+    found = frame(runs, LM_LOSS)
+    widths, seeds = (sorted(set(found[name])) for name in ("d_model", "seed"))
     head = f"last loss, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     table = [[head, *(f"d_model {width}" for width in widths)]]
-    for structure in (s for s in STRUCTURES if s in {run.structure for run in runs}):
-        cells = []
-        for width in widths:
-            found = [losses.get((structure, width, seed)) for seed in seeds]
-            cells.append(", ".join("-" if loss is None else f"{loss:.3f}" for loss in found))
-        table.append([STRUCTURES[structure][0], *cells])
+    for structure, mine in found.groupby("structure", observed=True):
+        losses = mine.set_index(["d_model", "seed"]).value.map("{:.3f}".format).to_dict()
+        texts = [", ".join(losses.get((width, seed), "-") for seed in seeds) for width in widths]
+        table.append([STRUCTURES[structure][0], *texts])
     timed, card = comparable(runs, "gpu_seconds")
-    times = [[run.final("tokens") / run.pace for run in timed if run.settings["d_model"] == width] for width in widths]
-    return [*table, [f"seconds a run, {card}", *(f"{min(t):.0f} to {max(t):.0f}" if t else "" for t in times)]]
+    times = frame(timed, LM_LOSS, "gpu_seconds").groupby("d_model").x
+    spans = times.agg(lambda t: f"{t.min():.0f} to {t.max():.0f}").reindex(widths, fill_value="")
+    return [*table, [f"seconds a run, {card}", *spans]]
 
 
 def order(curve):
@@ -94,24 +80,27 @@ def pace_words(curve):
     return f"{statistics.fmean(run.pace for run in curve.runs):,.0f}"
 
 
-def in_words(curve):
-    return " ".join(filter(None, (curve.label, ranks(curve), f"at D {curve.d_model}")))
+def one_rate_words(curves):
+    """Which curves had one learning rate alone; empty if all had several, or if none was to be chosen."""
+    few = [curve for curve in curves if curve.tried and len(curve.tried) < 2]
+    names = [" ".join(filter(None, (c.label, ranks(c), f"at D {c.d_model}"))) for c in few]
+    which = f": {'; '.join(names)}" if len(few) < len(curves) else ""
+    return wrapped(f"One learning rate only, so none was chosen{which}.") if few else ""
 
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train.py", unfinished=True, at_step=True)
+    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--all-rates", action="store_true", help="every learning rate instead of the best")
     how.add_argument("--by-width", action="store_true", help="the last losses, a row a structure and a column a width")
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs, "train.py", args.only, args.unfinished, args.at_step)
+    runs = runs_of(args, "train.py")
     if args.by_width:
-        print(markdown(*by_width(runs)))
-        return
+        return show(by_width(runs))
     curves = group(runs, COLUMNS | {LM_RATE}) if args.all_rates else tuned(runs, LM_LOSS, LM_RATE, COLUMNS)
-    print(markdown(*rows([curve for kind in by_kind(curves) for curve in sorted(kind, key=order)])))
-    print("\n" + below_table(runs, curves, in_words, args.at_step))
+    show(rows([curve for kind in by_kind(curves) for curve in sorted(kind, key=order)]))
+    print("\n".join(filter(None, ("\n" + hours_words(runs, args.at_step), one_rate_words(curves)))))
 
 
 if __name__ == "__main__":

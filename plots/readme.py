@@ -8,7 +8,6 @@ prints. Patterns in the arguments are expanded as a shell does. A block that beg
 says that its runs are not there yet until they are.
 """
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -20,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from plots.records import plain_arguments  # noqa: E402
 from training.errors import BadInput, command  # noqa: E402
 
 PAGES = ("demo", "icl_regression", "language_modeling", "time_series", "bench")
@@ -67,7 +67,7 @@ def expanded(arguments):
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_arguments(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a block differs")
     args = parser.parse_args(argv)
     different = []

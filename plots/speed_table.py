@@ -7,14 +7,15 @@ Records of one kind make one table. PyTorch's default attention on a Hopper card
 PyTorch calls its flash backend.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.records import STRUCTURES, markdown, prose
+from plots.names import STRUCTURES
+from plots.records import grouped, plain_arguments
+from plots.tables import show
 from training.errors import BadInput, command
 
 DEFAULT, FLASH = ("SDPA", "default"), ("SDPA", "flash")
@@ -24,11 +25,7 @@ BESIDE = {  # on a GPU or not: {what MLR attention is compared with: (structure,
     False: {"PyTorch's default": DEFAULT, "T x T scores": ("MLR", "dense")},
 }
 PASSES = {"forward": "forward_ms", "forward and backward": "both_ms"}
-ORIGINAL = {
-    "low_rank": 36,
-    "bilinear_MLR": 11,
-    "bilinear_BTT": 26,
-}  # steps/s of the original's loop: dev/LOG.md
+ORIGINAL = {"low_rank": 36, "bilinear_MLR": 11, "bilinear_BTT": 26}  # steps/s of the original's loop: dev/LOG.md
 DECODED = dict(programs=528, chunk=64, stages=2, warps=4)  # how structured/kernels/decode.py launches its kernel
 ORDER = ("low_rank", "multi_level_low_rank", "low_rank_with_sliding_window", "low_rank_with_gswa",
          "low_rank_with_sequential_gswa")  # fmt: skip
@@ -46,10 +43,8 @@ def read(path):
 
 def by_length(record):
     """{T: {(structure, backend): row}} of an attention record, T ascending."""
-    found = {}
-    for row in sorted(record["rows"], key=lambda row: row["T"]):
-        found.setdefault(row["T"], {})[row["structure"], row["backend"]] = row
-    return found
+    found = grouped(sorted(record["rows"], key=lambda row: row["T"]), lambda row: row["T"])
+    return {T: {(row["structure"], row["backend"]): row for row in rows} for T, rows in found.items()}
 
 
 def fused(rows):
@@ -99,10 +94,8 @@ def step(records):
     """Rows by device, width and batch: nanoGPT's model and ours, tokens a second and the share of its speed."""
     table = [["card", "d_model, batch", "nanoGPT", *(STRUCTURES[s][0] for s in ORDER)]]
     for record in records:
-        shapes = {}
-        for row in record["rows"]:
-            shapes.setdefault((row["d_model"], row["batch"]), {})[row["token_mixing_struct"]] = row
-        for (width, batch), rows in shapes.items():
+        for (width, batch), found in grouped(record["rows"], lambda row: (row["d_model"], row["batch"])).items():
+            rows = {row["token_mixing_struct"]: row for row in found}
             cells = [step_cell(rows[s], rows["peer"]) if s in rows else "" for s in ORDER]
             peer = rows["peer"]
             busy = f", card busy {peer['kernel_ms'] / peer['ms']:.0%}" if "kernel_ms" in peer else ""
@@ -149,18 +142,15 @@ KINDS = {"attention": attention, "step": step, "icl": icl, None: decode}  # the 
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_arguments(__doc__)
     parser.add_argument("records", nargs="+", help="JSON files that bench.py --out wrote, of one kind")
     records = [read(path) for path in parser.parse_args(argv).records]
     kinds = {record.get("command") for record in records}
     if len(kinds) > 1 or not kinds <= KINDS.keys():
-        raise BadInput(
-            f"records of one of {', '.join(map(str, KINDS))}, please; there are {', '.join(map(str, kinds))}"
-        )
+        known, there = (", ".join(map(str, names)) for names in (KINDS, kinds))
+        raise BadInput(f"records of one of {known}, please; there are {there}")
     table, words = KINDS[kinds.pop()](records)
-    print(markdown(*table))
-    if words:
-        print(prose(words))
+    show(table, words=words)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from plots.records import STRUCTURES
+from plots.names import STRUCTURES
 from training.errors import BadInput
 
 COLUMN, PANEL = 3.3, 2.55  # inches: width of a panel, and its height without the legend
 MARGIN = 0.1  # inches above a legend that several panels share
 LINES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))]  # one for every variant of the structures
 MARKER_SIZES = {"P": 6, "X": 6, "*": 8}  # the others 4.5
-GREY = "#777777"
+GREY, DARK_GREY = "#777777", "#555555"  # of lines, of small words
+KEYS = dict(handlelength=2.6, columnspacing=1.2, labelspacing=0.35)  # of every legend
 TICKS = [(1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)]  # of a log axis; the first with three
 RC = {
-    "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
+    "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "legend.fontsize": 7,
+    "xtick.labelsize": 7, "ytick.labelsize": 7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.3,
     "legend.frameon": False, "savefig.dpi": 300, "svg.hashsalt": "structured-attention",
 }  # fmt: skip
@@ -29,24 +32,26 @@ RC = {
 
 @contextmanager
 def picture(out, panels=1, columns=None):
-    """Gives the axes of `panels` panels, saves them as PNG and SVG at the end and prints the paths.
+    """Gives the axes of `panels` panels, or of a list of their titles; saves them as PNG and SVG and prints the paths.
 
-    The panels stand side by side, or in rows of `columns`.
-
-    Nothing is written if the body raises. Raises BadInput for an `out` that is not a .png or .svg path.
+    The panels stand side by side, or in rows of `columns`. Nothing is written if the body raises. Raises BadInput for
+    an `out` that is not a .png or .svg path.
     """
+    titles = [""] * panels if isinstance(panels, int) else panels
     out = Path(out)
     if out.suffix not in ("", ".png", ".svg"):
         raise BadInput(f"--out {out}: the picture is written as PNG and SVG, give a name that ends in .png")
     with matplotlib.style.context(["default", RC]):
-        columns = min(panels, columns or panels)
-        rows = math.ceil(panels / columns)
+        columns = min(len(titles), columns or len(titles))
+        rows = math.ceil(len(titles) / columns)
         figure = Figure(figsize=(COLUMN * columns, PANEL * rows), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08)  # inches beside every panel
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for ax in axes[panels:]:
+        for ax in axes[len(titles) :]:
             ax.remove()
-        yield axes[:panels]
+        for ax, title in zip(axes, titles, strict=False):
+            ax.set_title(title)
+        yield axes[: len(titles)]
         figure.draw_without_rendering()  # places the legends
         legends = [ax.get_legend() for ax in axes if ax.get_legend()] + figure.legends
         heights = [legend.get_window_extent().height / figure.dpi for legend in legends]
@@ -73,6 +78,24 @@ def draw_curves(ax, curves, markers, lines=None):
         ax.plot(curve.x[at], curve.mean[at], **look, linestyle="", zorder=3)
         if len(curve.runs) > 1:
             ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def draw_path(ax, run, metric, x, linestyle, **look):
+    """A thin line of one run as it trains, from its first step on; returns its last point."""
+    path = [pair for step, pair in sorted(run.series(metric, x).items()) if step > 0]
+    ax.plot(*zip(*path, strict=True), color=STRUCTURES[run.structure][1], linestyle=linestyle, **look)
+    return path[-1]
+
+
+def draw_ends(ax, curves, **look):
+    """The last mean of every curve at its last x, and a bar from the lowest seed to the highest."""
+    x, mean, low, high = (np.array([getattr(c, n)[-1] for c in curves]) for n in ("x", "mean", "low", "high"))
+    bars = np.maximum([mean - low, high - mean], 0)  # a mean of equal numbers may be off by a rounding
+    ax.errorbar(x, mean, yerr=bars, **look, capsize=1.5, elinewidth=0.7, capthick=0.7)
+
+
+def small_words(ax, x, y, text, **place):
+    ax.text(x, y, text, fontsize=6.5, color=DARK_GREY, **place)
 
 
 def structure_style(structure):
@@ -105,7 +128,7 @@ def legend(ax, curves):
     below = ScaledTranslation(0, -0.42, ax.get_figure(root=True).dpi_scale_trans)
     ax.legend(
         handles=structures + variants, ncols=columns, loc="upper center", bbox_to_anchor=(0.45, 0),
-        bbox_transform=ax.transAxes + below, handlelength=2.6, columnspacing=1.2, labelspacing=0.35, borderaxespad=0,
+        bbox_transform=ax.transAxes + below, **KEYS, borderaxespad=0,
     )  # fmt: skip
 
 
@@ -119,10 +142,7 @@ def legend_below(axes, shown, ncols):
     """These handles below all the panels of a figure, in at most so many columns, fewer where the figure is narrow."""
     figure = axes[0].get_figure(root=True)
     for columns in range(min(ncols, len(shown)), 0, -1):
-        legend = figure.legend(
-            handles=shown, ncols=columns, loc="outside lower center", handlelength=2.6, columnspacing=1.2,
-            labelspacing=0.35,
-        )  # fmt: skip
+        legend = figure.legend(handles=shown, ncols=columns, loc="outside lower center", **KEYS)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()
@@ -146,19 +166,24 @@ def line_key(label, **look):
     return Line2D([], [], **dict(color="black", linewidth=1) | look, label=label)
 
 
-def log_ticks(axis):
-    """Ticks of a log axis that can be read over a tenth of a decade as well as over ten. Call it when all is drawn."""
-    low, high = sorted(axis.get_view_interval())
-    for mantissas in TICKS:
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        if sum(low <= m * 10.0**p <= high for m in mantissas for p in powers) >= 3:
-            axis.set_major_locator(LogLocator(subs=mantissas))
-            break
-    else:
-        axis.set_major_locator(MaxNLocator(4 if axis.axis_name == "x" else 7, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
-    axis.set_minor_formatter(NullFormatter())
+def log_log(ax, xlabel, ylabel):
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+
+
+def log_ticks(*axes):
+    """Ticks of log axes that can be read over a tenth of a decade as well as over ten. Call it when all is drawn."""
+    for axis in axes:
+        low, high = sorted(axis.get_view_interval())
+        for mantissas in TICKS:
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            if sum(low <= m * 10.0**p <= high for m in mantissas for p in powers) >= 3:
+                axis.set_major_locator(LogLocator(subs=mantissas))
+                break
+        else:
+            axis.set_major_locator(MaxNLocator(4 if axis.axis_name == "x" else 7, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def tick_text(value):
@@ -188,4 +213,4 @@ def label_ends(ax, ends):
             push = max(0.0, gap - (b[0] - a[0])) / 2
             a[0], b[0] = a[0] - push, b[0] + push
     for place, text in places:
-        ax.text(1.02, place, text, transform=ax.transAxes, va="center", fontsize=6.5, color="#555555")
+        small_words(ax, 1.02, place, text, transform=ax.transAxes, va="center")

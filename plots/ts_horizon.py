@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from plots.records import arguments, read_runs
+from plots.records import arguments, grouped, runs_of
 from plots.style import GREY, legend_below, picture, structure_key
 from plots.ts_kinds import kinds_of, look, published
 from plots.ts_pairs import FEWEST, differences, layout, lowest_validation, with_standard
@@ -31,9 +31,7 @@ APART = 0.22  # rows between the functions of one horizon
 
 def panels_of(kinds):
     """{layout: [(standard attention's Kind, another), ..]}. BadInput if no function has its like to compare with."""
-    found = {}
-    for base, other in with_standard(kinds):
-        found.setdefault(layout(base), []).append((base, other))
+    found = grouped(with_standard(kinds), lambda pair: layout(pair[0]))
     if not found:
         raise BadInput("no run has its like of standard attention to compare with")
     return found
@@ -45,9 +43,8 @@ def draw(ax, pairs):
     for place, (base, other) in enumerate(pairs):
         aside = APART * (place - (len(pairs) - 1) / 2)
         for row, horizon in enumerate(horizons):
-            mine = other.runs.get(horizon, [])
-            values = list(differences(mine, base.runs.get(horizon, []), lowest_validation).values())
-            if values:
+            both = other.runs.get(horizon, []), base.runs.get(horizon, [])
+            if values := differences(*both, lowest_validation):
                 draw_seeds(ax, values, row + aside, look(other.settings))
     draw_published(ax, pairs[0][0], horizons)
     settings = pairs[0][0].settings
@@ -56,7 +53,7 @@ def draw(ax, pairs):
     ax.set_yticks(range(len(horizons)), [f"{h} h" for h in horizons])
     ax.set_ylim(len(horizons) - 0.4, -0.6)
     ax.set_xlabel("test MSE less that of standard attention")
-    ax.set_title(f"{NAMES[settings['forecaster']]}, {settings['look_back']} hours read", fontsize=8)
+    ax.set_title(f"{NAMES[settings['forecaster']]}, {settings['look_back']} hours read")
 
 
 def draw_seeds(ax, values, y, look):
@@ -71,14 +68,12 @@ def draw_seeds(ax, values, y, look):
 def draw_published(ax, base, horizons):
     """What a paper reports for the same layout, less the mean of ours."""
     for peer in published(base.settings):
-        if peer.ours and peer.ours.items() <= base.settings.items():
+        if peer.is_of(base.settings):
             ours = {h: statistics.fmean(base.errors("mse")[h]) for h in horizons if h in base.runs and h in peer.errors}
             less = [peer.errors[h][0] - mean for h, mean in ours.items()]
             rows = [horizons.index(h) for h in ours]
-            hollow = dict(markerfacecolor="none", markeredgecolor="black", markeredgewidth=0.8, zorder=4)
-            ax.plot(
-                less, rows, linestyle="", marker=peer.marker, markersize=6, **hollow, label=f"{peer.name}, published"
-            )
+            hollow = dict(markerfacecolor="none", markeredgecolor="black", markeredgewidth=0.8, markersize=6, zorder=4)
+            ax.plot(less, rows, linestyle="", marker=peer.marker, **hollow, label=f"{peer.name}, published")
 
 
 def legend(axes, panels):
@@ -94,7 +89,7 @@ def legend(axes, panels):
 @command
 def main(argv=None):
     args = arguments(__doc__, "train_TS.py").parse_args(argv)
-    panels = panels_of(kinds_of(read_runs(args.runs, "train_TS.py", args.only)))
+    panels = panels_of(kinds_of(runs_of(args, "train_TS.py")))
     with picture(args.out, panels=len(panels), columns=2) as axes:
         for ax, pairs in zip(axes, panels.values(), strict=True):
             draw(ax, pairs)

@@ -9,14 +9,17 @@ import itertools
 import statistics
 from dataclasses import dataclass, field
 
-from plots.records import IGNORED, SHORT, STRUCTURES, check_same
+from plots.names import IGNORED, SHORT, STRUCTURES
+from plots.records import check_finished, check_same, grouped, select
 from plots.style import structure_style
-from train_TS import RULES
 from training.errors import BadInput
+from training.records import find_runs
 from training.settings import StructureSettings
 
+CHRONOS = "train_chronos.py"
 DLINEAR = dict(color="#7B3294", marker="p", markersize=5, markeredgecolor="white", markeredgewidth=0.4)
-RULE_NAMES = {"repeat_last": "last step", "seasonal_naive": "last day"}
+RULES = {"repeat_last": "last step", "seasonal_naive": "last day"}  # what is repeated
+ITERATIONS = (200, 1_000)  # of the paper's grid
 TUNED = ("init_lr", "max_iters")  # chosen at each horizon, by validation
 MODEL = {f.name for f in dataclasses.fields(StructureSettings)}  # what DLinear and the rules do not read
 
@@ -30,18 +33,22 @@ class Published:
     errors: dict
     ours: dict = field(default_factory=dict)
 
+    def is_of(self, settings):
+        """Whether they are those of a kind with these settings."""
+        return bool(self.ours) and self.ours.items() <= settings.items()
 
-STANDARD = dict(forecaster="patch", instance_norm=True, token_mixing_struct="low_rank")
+
+PATCHTST = dict(forecaster="patch", instance_norm=True, token_mixing_struct="low_rank")
 PUBLISHED = {  # (dataset, features): of Liu et al. (2024), Nie et al. (2023) twice, Zeng et al. (2023), in this order
     ("ETTh1", "M"): [
         Published("iTransformer, L = 96", "<", {96: (0.386, 0.405), 192: (0.441, 0.436), 336: (0.487, 0.458)}),
         Published(
             "PatchTST/64, L = 512", ">", {96: (0.370, 0.400), 192: (0.413, 0.429), 336: (0.422, 0.440)},
-            dict(STANDARD, look_back=512),
+            dict(PATCHTST, look_back=512),
         ),
         Published(
             "PatchTST/42, L = 336", "^", {96: (0.375, 0.399), 192: (0.414, 0.421), 336: (0.431, 0.436)},
-            dict(STANDARD, look_back=336),
+            dict(PATCHTST, look_back=336),
         ),
         Published(
             "DLinear, L = 336", "p", {96: (0.375, 0.399), 192: (0.405, 0.416), 336: (0.439, 0.443)},
@@ -80,7 +87,7 @@ def name(settings):
     """The words for a forecaster and what it reads."""
     forecaster, structure = settings["forecaster"], STRUCTURES[settings["token_mixing_struct"]][0]
     if forecaster in RULES:
-        return f"{RULE_NAMES[forecaster]} repeated"
+        return f"{RULES[forecaster]} repeated"
     words = dict(encoder=structure, patch=f"patches, {structure}", dlinear="DLinear")
     return f"{words[forecaster]}, L = {settings['look_back']}"
 
@@ -118,9 +125,7 @@ def chosen(runs):
 
     The means are over the seeds that all have; raises BadInput if there are none.
     """
-    tried = {}
-    for run in runs:
-        tried.setdefault(tuple(run.settings[key] for key in TUNED), []).append(run)
+    tried = grouped(runs, lambda run: tuple(run.settings[key] for key in TUNED))
     if len(tried) == 1:
         return runs
     common = set.intersection(*({run.settings["seed"] for run in same} for same in tried.values()))
@@ -141,28 +146,36 @@ def kinds_of(runs):
     not. Raises BadInput for the same seed twice in a kind.
     """
     check_same(runs, ("dataset", "features"))
-    lines = {}
-    for run in sorted(runs, key=lambda run: (order(run.settings), run.settings["horizon"], run.settings["seed"])):
-        lines.setdefault(name(run.settings), {}).setdefault(run.settings["horizon"], []).append(run)
-    kinds = []
-    for horizons in lines.values():
-        telling = {}
-        for same in horizons.values():
+    kinds, runs = [], sorted(runs, key=lambda run: (order(run.settings), run.settings["seed"]))
+    for line in grouped(runs, lambda run: name(run.settings)).values():
+        kept, telling = [], {}
+        for _, same in sorted(by_horizon(line).items()):
             for a, b in itertools.combinations(map(relevant, same), 2):
                 telling |= {key: True for key in [*a, *b] if a.get(key) != b.get(key) and key not in TUNED}
-        variants = {}
-        for horizon, same in horizons.items():
-            for run in same[:1] if is_rule(same[0].settings) else same:
-                values = tuple(run.settings.get(key) for key in telling)
-                variants.setdefault(values, {}).setdefault(horizon, []).append(run)
+            kept += same[:1] if is_rule(same[0].settings) else same
+        variants = grouped(kept, lambda run, telling=telling: tuple(run.settings.get(key) for key in telling))
         for values in sorted(variants, key=lambda values: [(type(value).__name__, value) for value in values]):
             texts = [f", {SHORT.get(key, key)} = {value}" for key, value in zip(telling, values, strict=True)]
-            kind = Kind({horizon: chosen(same) for horizon, same in variants[values].items()}, "".join(texts))
-            for a, b in itertools.chain.from_iterable(map(itertools.pairwise, kind.runs.values())):
+            of_each = {horizon: chosen(same) for horizon, same in by_horizon(variants[values]).items()}
+            for a, b in itertools.chain.from_iterable(map(itertools.pairwise, of_each.values())):
                 if a.settings["seed"] == b.settings["seed"]:
                     raise BadInput(f"{a.folder} and {b.folder} are the same run, seed {a.settings['seed']}; give one")
-            kinds.append(kind)
+            kinds.append(Kind(of_each, "".join(texts)))
     return kinds
+
+
+def by_horizon(runs):
+    return grouped(runs, lambda run: run.settings["horizon"])
+
+
+def read_both(args):
+    """(runs of train_TS.py, runs of train_chronos.py) that the flags of `arguments` ask for, all finished."""
+    by_script = grouped(select(find_runs(args.runs, "train_TS.py"), args.only), lambda run: run.record["command"])
+    of_chronos = by_script.pop(CHRONOS, [])
+    others = [run for runs in by_script.values() for run in runs]
+    check_finished(of_chronos, CHRONOS)
+    check_finished(others, "train_TS.py")
+    return others, of_chronos
 
 
 def published(settings):

@@ -15,29 +15,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scipy.stats import ttest_1samp
 
-from plots.records import STRUCTURES, check_finished, find_runs, markdown, run_arguments, within
-from plots.ts_kinds import is_rule, kinds_of
-from scripts.time_series.sweep import ITERATIONS
+from plots.names import STANDARD, STRUCTURES
+from plots.records import arguments, grouped
+from plots.tables import show, within
+from plots.ts_kinds import ITERATIONS, is_rule, kinds_of, read_both
 from training.errors import command
 
-CHRONOS = "train_chronos.py"
-STANDARD = "low_rank"
 FEWEST = 3  # pairs for an interval
 CHRONOS_ERRORS = {"test/mse": "MSE of the median", "test/mae": "MAE", "test/wql": "weighted quantile loss"}
 
 
 def with_standard(kinds):
     """[(standard attention's Kind, another Kind of its layout)], every one that has its like in standard attention."""
-    found = []
-    for kind in kinds:
-        for other in kinds:
-            if standard(kind.settings) and not standard(other.settings) and layout(kind) == layout(other):
-                found.append((kind, other))
-    return found
-
-
-def standard(settings):
-    return settings["token_mixing_struct"] == STANDARD
+    standard, others = (
+        [kind for kind in kinds if (kind.settings["token_mixing_struct"] == STANDARD) == is_standard]
+        for is_standard in (True, False)
+    )
+    return [(kind, other) for kind in standard for other in others if layout(kind) == layout(other)]
 
 
 def layout(kind):
@@ -47,22 +41,18 @@ def layout(kind):
     return id(kind) if has_none else (settings["forecaster"], settings["look_back"])
 
 
-def by_seed(runs, read):
-    return {run.settings["seed"]: read(run) for run in runs}
+def lowest_validation(run):
+    return run.final("best/test_mse")
 
 
-def lowest_validation(run, metric="best/test_mse"):
-    return run.final(metric)
-
-
-def after(run, iterations):
-    return run.evaluated["test/mse"][iterations]["test/mse"]
+def after(iterations):
+    return lambda run: run.evaluated["test/mse"][iterations]["test/mse"]
 
 
 def differences(runs, standards, read):
-    """{seed: difference} on the seeds that both have; read(run): the error."""
-    mine, theirs = by_seed(runs, read), by_seed(standards, read)
-    return {seed: mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())}
+    """The difference for every seed that both have, ascending; read(run): the error."""
+    mine, theirs = ({run.settings["seed"]: read(run) for run in each} for each in (runs, standards))
+    return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
 
 
 def p_value(values):
@@ -82,9 +72,8 @@ def paired(kinds, read):
     found = {}
     for base, other in with_standard(kinds):
         for horizon in sorted(base.runs.keys() & other.runs.keys()):
-            values = differences(other.runs[horizon], base.runs[horizon], read)
-            if values:
-                found[other.label, horizon] = list(values.values())
+            if values := differences(other.runs[horizon], base.runs[horizon], read):
+                found[other.label, horizon] = values
     return found
 
 
@@ -96,7 +85,7 @@ def rows(kinds):
     for base, other in pairs:
         places = {"lowest validation error": lowest_validation}
         if other.settings["forecaster"] == "encoder":
-            places |= {f"{n:,} iterations": lambda run, n=n: after(run, n) for n in ITERATIONS}
+            places |= {f"{n:,} iterations": after(n) for n in ITERATIONS}
         for place, read in places.items():
             found = paired([base, other], read)
             cells = [words(found[other.label, h]) if (other.label, h) in found else "" for h in horizons]
@@ -106,12 +95,10 @@ def rows(kinds):
 
 def chronos_pairs(runs):
     """{structure: {metric: differences from T5's attention, one a seed}} of Chronos runs."""
-    groups = {}
-    for run in runs:
-        groups.setdefault(run.structure, []).append(run)
+    groups = grouped(runs, lambda run: run.structure)
     base = groups.pop(STANDARD)
     return {
-        structure: {m: list(differences(mine, base, lambda r, m=m: best_line(r)[m]).values()) for m in CHRONOS_ERRORS}
+        structure: {m: differences(mine, base, lambda run, m=m: best_line(run)[m]) for m in CHRONOS_ERRORS}
         for structure, mine in groups.items()
     }
 
@@ -131,15 +118,9 @@ def best_line(run):
 
 @command
 def main(argv=None):
-    args = run_arguments(__doc__, "train_TS.py").parse_args(argv)
-    runs = find_runs(args.runs, "train_TS.py")
-    of_chronos = [run for run in runs if run.record["command"] == CHRONOS]
-    others = [run for run in runs if run not in of_chronos]
-    check_finished(of_chronos, CHRONOS)
-    check_finished(others, "train_TS.py")
+    others, of_chronos = read_both(arguments(__doc__, "train_TS.py", out=False).parse_args(argv))
     tables = [rows(kinds_of(others))] if others else []
-    tables += [chronos_rows(of_chronos)] if of_chronos else []
-    print("\n\n".join(markdown(*table) for table in tables))
+    show(*tables, *([chronos_rows(of_chronos)] if of_chronos else []))
 
 
 if __name__ == "__main__":

@@ -13,104 +13,96 @@ import statistics
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.records import check_finished, find_runs, group, markdown, parse_wanted, run_arguments, select
-from plots.ts_kinds import is_rule, kinds_of, order, published
-from scripts.time_series.sweep import ITERATIONS
+from plots.records import arguments, group
+from plots.tables import show
+from plots.ts_kinds import ITERATIONS, is_rule, kinds_of, name, order, published, read_both
+from plots.ts_pairs import CHRONOS_ERRORS, best_line
 from training.errors import command
 
-CHRONOS = "train_chronos.py"
 ERRORS = ("mse", "mae")
 
 
-def forecasters(kinds):
-    """Rows of the kinds, behind each what the papers report for it; at the end the papers that no kind belongs to."""
-    horizons = sorted({horizon for kind in kinds for horizon in kind.runs})
-    header = ["forecaster", *(f"{e.upper()} at {h}" for e in ERRORS for h in horizons), "rate", "seeds"]
-    rows, left = [header], list(published(kinds[0].settings))
-    for kind in kinds:
-        found = [kind.errors(error) for error in ERRORS]
-        cells = [spread(errors[h]) if h in errors else "" for errors in found for h in horizons]
-        rates = [f"{kind.runs[h][0].settings['init_lr']:g}" for h in sorted(kind.runs)]
-        seeds = [" ".join(str(run.settings["seed"]) for run in kind.runs[h]) for h in sorted(kind.runs)]
-        how = [", ".join(same if len(set(same)) > 1 else same[:1]) for same in (rates, seeds)]
-        rows.append([kind.label, *cells, *(["", ""] if is_rule(kind.settings) else how)])
-        theirs = [peer for peer in left if peer.ours and peer.ours.items() <= kind.settings.items()]
-        rows += [reported(peer, horizons) for peer in theirs]
-        left = [peer for peer in left if peer not in theirs]
-    return rows + [reported(peer, horizons) for peer in left]
+def forecasters(kinds, short=False):
+    """Rows of the kinds, behind each what the papers report for it; at the end the papers that no kind belongs to.
 
+    short: for each horizon MSE / MAE, the mean of seeds.
+    """
+    horizons, left = sorted({horizon for kind in kinds for horizon in kind.runs}), list(published(kinds[0].settings))
 
-def short(kinds):
-    """Rows of the kinds and the papers, for each horizon MSE / MAE, the mean of seeds."""
-    horizons = sorted({horizon for kind in kinds for horizon in kind.runs})
-    rows, left = (
-        [["test MSE / MAE at horizon", *(str(h) for h in horizons), "seeds"]],
-        list(published(kinds[0].settings)),
-    )
+    def reported(peer):
+        errors = {horizon: [both] for horizon, both in peer.errors.items()}
+        return [f"*{peer.name}, published*", *cells(errors, horizons, short), *([""] if short else ["", ""])]
+
+    if short:
+        rows = [["test MSE / MAE at horizon", *map(str, horizons), "seeds"]]
+    else:
+        rows = [["forecaster", *(f"{e.upper()} at {h}" for e in ERRORS for h in horizons), "rate", "seeds"]]
     for kind in kinds:
         mse, mae = (kind.errors(error) for error in ERRORS)
-        cells = [
-            f"{statistics.fmean(mse[h]):.3f} / {statistics.fmean(mae[h]):.3f}" if h in mse else "" for h in horizons
-        ]
-        counts = {len(same) for same in kind.runs.values()}
-        seeds = "" if is_rule(kind.settings) else " to ".join(str(n) for n in sorted(counts))
-        rows.append([kind.label, *cells, seeds])
-        theirs = [peer for peer in left if peer.ours and peer.ours.items() <= kind.settings.items()]
-        rows += [in_short(peer, horizons) for peer in theirs]
+        errors = {horizon: list(zip(mse[horizon], mae[horizon], strict=True)) for horizon in kind.runs}
+        theirs = [peer for peer in left if peer.is_of(kind.settings)]
+        rows += [[kind.label, *cells(errors, horizons, short), *how(kind, short)], *map(reported, theirs)]
         left = [peer for peer in left if peer not in theirs]
-    return rows + [in_short(peer, horizons) for peer in left]
+    return [*rows, *map(reported, left)]
 
 
-def in_short(peer, horizons):
-    cells = [" / ".join(f"{error:.3f}" for error in peer.errors[h]) if h in peer.errors else "" for h in horizons]
-    return [f"*{peer.name}, published*", *cells, ""]
+def cells(errors, horizons, short):
+    """The texts of errors {horizon: [(MSE, MAE), ..]}, one a seed."""
+    by_error = {horizon: list(zip(*errors[horizon], strict=True)) for horizon in horizons if horizon in errors}
+    if short:
+        means = {h: " / ".join(f"{statistics.fmean(values):.3f}" for values in both) for h, both in by_error.items()}
+        return [means.get(h, "") for h in horizons]
+    return [spread(by_error[h][i]) if h in by_error else "" for i in range(len(ERRORS)) for h in horizons]
 
 
-def reported(peer, horizons):
-    numbers = [f"{peer.errors[h][i]:.3f}" if h in peer.errors else "" for i in range(len(ERRORS)) for h in horizons]
-    return [f"*{peer.name}, published*", *numbers, "", ""]
+def how(kind, short):
+    """Rates and seeds of a kind, of each horizon where they differ; short: how many seeds."""
+    runs = [kind.runs[horizon] for horizon in sorted(kind.runs)]
+    if short:
+        texts = [" to ".join(map(str, sorted({len(same) for same in runs})))]
+    else:
+        rates = [f"{same[0].settings['init_lr']:g}" for same in runs]
+        seeds = [" ".join(str(run.settings["seed"]) for run in same) for same in runs]
+        texts = [", ".join(each if len(set(each)) > 1 else each[:1]) for each in (rates, seeds)]
+    return [""] * len(texts) if is_rule(kind.settings) else texts
 
 
 def paper_grid(runs):
     """Rows of the encoders: one for each structure, rate and number of iterations, if there are several."""
-    tried = {}  # structure: {horizon: {(rate, iterations): {seed: line}}}
+    about, lines = ["encoder", "rate", "iterations", "horizon"], []
     for run in sorted(runs, key=lambda run: order(run.settings)):
-        s, lines = run.settings, run.evaluated.get("val/mse", {})
-        if s["forecaster"] == "encoder":
-            for n in (n for n in ITERATIONS if n in lines and n <= s["max_iters"]):
-                cells = tried.setdefault(kinds_of([run])[0].label, {}).setdefault(s["horizon"], {})
-                cells.setdefault((s["init_lr"], n), {})[s["seed"]] = lines[n]
-    horizons = sorted({horizon for found in tried.values() for horizon in found})
-    rows = [["encoder", "rate", "iterations", *(f"{e.upper()} at {h}" for e in ERRORS for h in horizons)]]
-    for label, found in tried.items():
-        best = {horizon: lowest(cells) for horizon, cells in found.items()}
-        for rate, n in sorted({key for cells in found.values() for key in cells}):
-            row = [label, f"{rate:g}", f"{n:,}"]
-            for error in ERRORS:
-                for horizon in horizons:
-                    lines = found.get(horizon, {}).get((rate, n), {}).values()
-                    text = spread([line[f"test/{error}"] for line in lines]) if lines else ""
-                    row.append(f"**{text}**" if best.get(horizon) == (rate, n) else text)
-            rows.append(row)
-    return rows if len({tuple(row[1:3]) for row in rows[1:]}) > 1 else []
-
-
-def lowest(cells):
-    """The (rate, iterations) of lowest mean val/mse on the seeds that all have; None without such a seed."""
-    common = set.intersection(*map(set, cells.values()))
-    means = {key: statistics.fmean(lines[seed]["val/mse"] for seed in common) for key, lines in cells.items() if common}
-    return min(means, key=means.get, default=None)
+        s, evaluated = run.settings, run.evaluated.get("val/mse", {})
+        for n in ITERATIONS if s["forecaster"] == "encoder" else ():
+            if n in evaluated and n <= s["max_iters"]:
+                key = dict(zip(about, (name(s), s["init_lr"], n, s["horizon"]), strict=True))
+                lines.append(key | dict(seed=s["seed"]) | evaluated[n])
+    if len({(line["rate"], line["iterations"]) for line in lines}) < 2:
+        return []
+    grid = pd.DataFrame(lines).drop_duplicates([*about, "seed"], keep="last")
+    cells = grid.groupby(about)[[f"test/{error}" for error in ERRORS]].agg(spread)
+    for (encoder, horizon), same in grid.groupby(["encoder", "horizon"]):
+        val = same.pivot(index="seed", columns=["rate", "iterations"], values="val/mse").dropna()
+        if len(val):  # on the seeds that all rates and iterations have
+            best = encoder, *val.mean().idxmin(), horizon
+            cells.loc[best] = "**" + cells.loc[best] + "**"
+    wide = cells.unstack("horizon", fill_value="")
+    rows = [
+        ["encoder", "rate", "iterations", *(f"{e.upper()} at {h}" for e in ERRORS for h in sorted(set(grid.horizon)))]
+    ]
+    for encoder in dict.fromkeys(grid.encoder):
+        rows += [[encoder, f"{rate:g}", f"{n:,}", *texts] for (rate, n), texts in wide.loc[encoder].iterrows()]
+    return rows
 
 
 def chronos(runs):
     """Rows of Chronos runs, read at the evaluation of lowest validation quantile loss."""
-    names = {"test/mse": "MSE of the median", "test/mae": "MAE", "test/wql": "weighted quantile loss"}
-    rows = [["Chronos' self-attention", *names.values(), "steps", "seeds"]]
+    rows = [["Chronos' self-attention", *CHRONOS_ERRORS.values(), "steps", "seeds"]]
     for curve in group(runs):
-        best = [min(run.evaluated["val/wql"].values(), key=lambda line: line["val/wql"]) for run in curve.runs]
-        errors = [spread([line[name] for line in best]) for name in names]
+        errors = [spread([best_line(run)[error] for run in curve.runs]) for error in CHRONOS_ERRORS]
         rows.append([curve.label, *errors, f"{curve.settings['max_iters']:,}", " ".join(map(str, curve.seeds))])
     return rows
 
@@ -123,20 +115,14 @@ def spread(values):
 
 @command
 def main(argv=None):
-    parser = run_arguments(__doc__, "train_TS.py")
+    parser = arguments(__doc__, "train_TS.py", out=False)
     parser.add_argument("--short", action="store_true", help="the first table only, MSE / MAE in one cell, no spread")
     args = parser.parse_args(argv)
-    runs = select(find_runs(args.runs, "train_TS.py"), parse_wanted(args.only))
-    of_chronos = [run for run in runs if run.record["command"] == CHRONOS]
-    others = [run for run in runs if run not in of_chronos]
-    check_finished(of_chronos, CHRONOS)
-    check_finished(others, "train_TS.py")
+    others, of_chronos = read_both(args)
     if args.short:
-        print(markdown(*short(kinds_of(others))))
-        return
+        return show(forecasters(kinds_of(others), short=True))
     tables = [forecasters(kinds_of(others)), paper_grid(others)] if others else []
-    tables += [chronos(of_chronos)] if of_chronos else []
-    print("\n\n".join(markdown(*rows) for rows in tables if rows))
+    show(*tables, *([chronos(of_chronos)] if of_chronos else []))
 
 
 if __name__ == "__main__":

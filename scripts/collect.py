@@ -18,9 +18,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from plots.records import find_runs  # noqa: E402
 from training.errors import BadInput, command  # noqa: E402
-from training.records import read_record  # noqa: E402
+from training.records import find_runs, read_record  # noqa: E402
 
 LONG = ("eval_pointwise/loss", "baselines")
 PLACES = ("config", "data", "out")  # folders of the repository that a path is shortened to

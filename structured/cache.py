@@ -7,6 +7,8 @@ A cache belongs to one layer. It is allocated once, for `batch` sequences of up 
     LevelCache   level l keeps the keys of the current level-l block only, b_l of them; every value
     InputCache   bilinear x^T M x': the inputs x, which all heads share, one more number a head; every value
 
+Keys are kept as they are scored: those that know where they are (structured/position.py) know their own position.
+
 The position lives on the device (`at`), and shapes depend on it only through the next power of two, and with the fused
 kernel not at all: there a step is captured in a CUDA graph and replayed (`ReplayedStep`). Heads are grouped by the key
 head they share: q is (B, G, H / G, r) here.
@@ -88,7 +90,7 @@ class KeyCache:
         self.check(B, T)
         if self.count:
             raise BadInput(f"a prompt of {T} tokens begins at position 0, the cache already holds {self.count}")
-        q, k = self.scoring.queries_and_keys(x)
+        q, k = self.scoring.place(*self.scoring.queries_and_keys(x))
         for slots, rows in zip([*self.keys, self.values], [*self.rows(x, k), v], strict=True):
             slots.fill(rows)
         self.count = T
@@ -109,7 +111,7 @@ class KeyCache:
         return self.attend(q).to(v.dtype).flatten(1, 2).unsqueeze(2)
 
     def query_and_rows(self, x):
-        q, k = self.scoring.queries_and_keys(x)
+        q, k = self.scoring.place(*self.scoring.queries_and_keys(x), self.at + 1)
         return q, self.rows(x, k)
 
     def write(self, rows):
@@ -211,14 +213,14 @@ class LevelCache(KeyCache):
     """MLR attention: level l keeps the keys of the current block, overwritten when the next block begins."""
 
     def key_slots(self):
-        levels = zip(self.cfg.ranks, self.scoring.block_sizes, strict=True)
-        return [self.slots(min(b, self.length), r) for r, b in levels if r]
+        ranks, blocks, _ = self.scoring.levels
+        return [self.slots(min(b, self.length), r) for r, b in zip(ranks, blocks, strict=True) if r]
 
     def rows(self, x, k):
-        return [k_l for k_l in k.split(self.cfg.ranks, -1) if k_l.shape[-1]]
+        return [k_l for k_l in k.split(self.scoring.levels.ranks, -1) if k_l.shape[-1]]
 
     def attend(self, q):
-        ranks, blocks, weighting = self.cfg.ranks, self.scoring.block_sizes, self.cfg.weighting
+        ranks, blocks, weighting = self.scoring.levels
         levels = len(ranks) if weighting == "levels" else 1
         used = [(b, 1 / (r * levels)) for r, b in zip(ranks, blocks, strict=True) if r]
         geometry = (*zip(*used, strict=True), blocks if weighting == "shared" else ())

@@ -41,15 +41,15 @@ def window_pairs(T, window, causal=True):
     return (i - window <= j) & (j <= (i if causal else i + window))
 
 
-def attention(q, k, v, *, scale, causal=True, link="softmax"):
+def attention(q, k, v, *, scale, causal=True, link="softmax", bias=0):
     """DESIGN 2, low_rank."""
-    w = weights(scale * inner_products(q, k), all_pairs(q.shape[2], causal), link)
+    w = weights(scale * inner_products(q, k) + bias, all_pairs(q.shape[2], causal), link)
     return w @ for_every_head(v, q.shape[1])
 
 
-def window_attention(q, k, v, window, *, scale, causal=True, link="softmax"):
+def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", bias=0):
     """DESIGN 2, low_rank_with_sliding_window."""
-    w = weights(scale * inner_products(q, k), window_pairs(q.shape[2], window, causal), link)
+    w = weights(scale * inner_products(q, k) + bias, window_pairs(q.shape[2], window, causal), link)
     return w @ for_every_head(v, q.shape[1])
 
 
@@ -79,9 +79,36 @@ def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
     return scores / (len(ranks) if weighting == "levels" else torch.where(shared == 0, 1, shared))
 
 
-def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax"):
-    scores = mlr_scores(q, k, ranks, block_sizes, weighting)
+def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", bias=0):
+    scores = mlr_scores(q, k, ranks, block_sizes, weighting) + bias
     return weights(scores, all_pairs(q.shape[2], causal), link) @ for_every_head(v, q.shape[1])
+
+
+def rotated(x, slices):
+    """Rotary embeddings: in a slice of r features, pair n as a complex number turns by 10000^(-2 n / r) a position."""
+    j, parts, first = torch.arange(x.shape[2], dtype=torch.float64), [], 0
+    for r in slices:
+        for n in range(r // 2):
+            real, imaginary = x[..., first + 2 * n], x[..., first + 2 * n + 1]
+            turn = torch.exp(1j * j * 10000 ** (-2 * n / r))
+            pair = torch.complex(real, imaginary) * turn
+            parts += [pair.real, pair.imag]
+        first += r
+    return torch.stack(parts, -1)
+
+
+def alibi_slopes(n_head):
+    """A geometric sequence from 2^(-8 / n_head) on; other numbers of heads take every second slope of twice as many."""
+    if n_head & (n_head - 1) == 0:
+        return [2 ** (-8 * (h + 1) / n_head) for h in range(n_head)]
+    fewer = 2 ** (n_head.bit_length() - 1)
+    return alibi_slopes(fewer) + alibi_slopes(2 * fewer)[::2][: n_head - fewer]
+
+
+def alibi_bias(n_head, T):
+    """- slope_h (i - j): (n_head, T, T)."""
+    i, j = positions(T)
+    return torch.stack([-slope * (i - j).double() for slope in alibi_slopes(n_head)])
 
 
 def layer_norm(x, gain, eps=1e-5):
@@ -141,14 +168,20 @@ def bilinear_scores(x, M, gain, *, mup=False):
     return torch.stack(heads, 1) * (1 / D if mup else D**-0.5)
 
 
-def queries_and_keys(m, x):
-    """DESIGN 2: of a ProjectedScoring m, per head and normed if it norms."""
+def queries_and_keys(m, x, slices=None):
+    """DESIGN 2: of a ProjectedScoring m, per head and normed if it norms; by position=rope turned, slice by slice."""
     width, sides = m.cfg.qk_width, []
     for linear, norm in ((m.query, m.query_norm), (m.key, m.key_norm)):
         y = x @ linear.weight.T + (0 if linear.bias is None else linear.bias)
         heads = torch.stack([y[..., h : h + width] for h in range(0, y.shape[-1], width)], 1)
-        sides.append(layer_norm(heads, norm.weight) if m.cfg.qk_norm else heads)
+        heads = layer_norm(heads, norm.weight) if m.cfg.qk_norm else heads
+        sides.append(rotated(heads, slices or [width]) if m.cfg.position == "rope" else heads)
     return sides
+
+
+def bias(m, x):
+    """What position=alibi adds to the scores."""
+    return alibi_bias(m.cfg.n_head, x.shape[1]) if m.cfg.position == "alibi" else 0
 
 
 def dot_scale(m, width):
@@ -161,18 +194,18 @@ def mixed(scores, v, cfg):
 
 
 def low_rank(m, x, v):
-    scale = dot_scale(m, m.cfg.qk_width)
-    return attention(*queries_and_keys(m, x), v, scale=scale, causal=m.cfg.causal, link=m.cfg.link)
+    options = dict(scale=dot_scale(m, m.cfg.qk_width), causal=m.cfg.causal, link=m.cfg.link, bias=bias(m, x))
+    return attention(*queries_and_keys(m, x), v, **options)
 
 
 def low_rank_with_sliding_window(m, x, v):
-    options = dict(scale=dot_scale(m, m.cfg.qk_width), causal=m.cfg.causal, link=m.cfg.link)
+    options = dict(scale=dot_scale(m, m.cfg.qk_width), causal=m.cfg.causal, link=m.cfg.link, bias=bias(m, x))
     return window_attention(*queries_and_keys(m, x), v, m.cfg.window, **options)
 
 
 def low_rank_with_gswa(m, x, v):
     options = dict(scales=[dot_scale(m, r) for r in m.cfg.gswa_ranks], causal=m.cfg.causal, link=m.cfg.link)
-    return gswa_attention(*queries_and_keys(m, x), v, m.cfg.gswa_ranks, m.cfg.window, **options)
+    return gswa_attention(*queries_and_keys(m, x, m.cfg.gswa_ranks), v, m.cfg.gswa_ranks, m.cfg.window, **options)
 
 
 def low_rank_with_sequential_gswa(m, x, v):
@@ -183,8 +216,8 @@ def low_rank_with_sequential_gswa(m, x, v):
 def multi_level_low_rank(m, x, v):
     cfg = m.cfg
     blocks = cfg.block_sizes or [cfg.block_size // 2**level for level in range(len(cfg.ranks))]
-    options = dict(weighting=cfg.weighting, causal=cfg.causal, link=cfg.link)
-    return mlr_attention(*queries_and_keys(m, x), v, cfg.ranks, blocks, **options)
+    options = dict(weighting=cfg.weighting, causal=cfg.causal, link=cfg.link, bias=bias(m, x))
+    return mlr_attention(*queries_and_keys(m, x, cfg.ranks), v, cfg.ranks, blocks, **options)
 
 
 def bilinear_MLR(m, x, v):

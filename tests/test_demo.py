@@ -42,13 +42,13 @@ def test_the_demo_at_tiny_size(tmp_path, monkeypatch, capfd):
         record = json.loads((tmp_path / "out" / name / "run.json").read_text())
         assert (record["status"], record["settings"]["seed"]) == ("finished", 3)
     assert len(find_runs((tmp_path / "out").glob("recall_*"))) == 6
-    for picture in ("recall", "language_modelling"):
+    for picture in ("recall", "language_modeling"):
         for kind in ("png", "svg"):
             assert (tmp_path / "out" / f"{picture}.{kind}").stat().st_size > 5_000
 
     pictures.main([str(tmp_path / "out"), "--out", str(tmp_path / "again")])
-    again = (tmp_path / "again" / "language_modelling.svg").read_text()
-    assert again == (tmp_path / "out" / "language_modelling.svg").read_text()
+    again = (tmp_path / "again" / "language_modeling.svg").read_text()
+    assert again == (tmp_path / "out" / "language_modeling.svg").read_text()
 
 
 def test_a_run_of_the_demo_that_fails_ends_it(tmp_path, monkeypatch, capsys):

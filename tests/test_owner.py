@@ -1,4 +1,4 @@
-"""A folder has one owner at a time, of runs and of corpora; a dead one is no obstacle. Damaged checkpoints are named."""
+"""A folder has one owner at a time, runs and corpora alike; a dead one is no obstacle. Damage is named."""
 
 import json
 import os

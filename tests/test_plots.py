@@ -28,26 +28,14 @@ from plots import (
     lm_rates,
     lm_table,
     speed_table,
+    style,
 )
-from plots.records import (
-    ICL_SIZES,
-    IGNORED,
-    STRUCTURES,
-    Curve,
-    by_kind,
-    by_setting,
-    envelope,
-    group,
-    learning_curves,
-    load_run,
-    parse_wanted,
-    read_runs,
-    select,
-    tuned,
-)
+from plots.names import ICL_SIZES, IGNORED, STRUCTURES
+from plots.records import Curve, by_kind, by_setting, envelope, group, learning_curves, read_runs, select, tuned
 from plots.style import line_styles, tick_text
 from structured import STRUCTURES as SCORING
 from training.errors import BadInput
+from training.records import load_run
 
 SCRIPTS = {"train_ICL.py": train_ICL.Settings, "train.py": train.Settings}
 STEPS = (0, 100, 200, 300)
@@ -154,7 +142,9 @@ def test_pictures_are_written_and_have_the_same_bytes_every_time(main, write, tm
 @pytest.mark.parametrize("x", ["non_emb_compute", "compute", "paper_compute", "seconds", "step"])
 def test_icl_compute_draws_the_record_from_the_first_step_on(x, tmp_path):
     run = load_run(write_icl(tmp_path / "a"))
-    curves = icl_compute.draw(ax := axes(), [run], x)
+    curves = learning_curves([run], "eval/last", x)
+    icl_compute.draw(ax := axes(), curves, x, line_styles(curves))
+    style.legend(ax, curves)
     lines = [line for line in run.metrics if "eval/last" in line and line["step"] > 0]
     np.testing.assert_allclose(drawn(ax)["standard"], [[m[x] for m in lines], [m["eval/last"] for m in lines]])
     assert curves[0].steps == [100, 200, 300]
@@ -196,17 +186,19 @@ def test_labels_name_what_tells_curves_apart_and_no_more(tmp_path):
             flags = dict(token_mixing_struct="bilinear_BTT", d_model=width, btt_tt_rank=rank)
             write_icl(tmp_path / f"b{width}{rank}", **flags)
     runs = read_runs([tmp_path], "train_ICL.py")
-    labels = [curve.label for curve in group(runs)]
+    curves = learning_curves(runs, "eval/last", "step")
+    labels = [curve.label for curve in curves]
     assert labels == ["standard, D = 64", "standard, D = 128"] + [
         f"bilinear BTT, D = {width}, btt_tt_rank = {rank}" for width in (64, 128) for rank in (1, 2)
     ]
-    icl_compute.draw(ax := axes(), runs)
+    style.draw_curves(ax := axes(), curves, markers=lambda n: [n - 1])
+    style.legend(ax, curves)
     assert list(drawn(ax)) == labels
     looks = {str((line.get_color(), line._dash_pattern)) for line in ax.lines if line.get_linestyle() != "None"}
     assert len(looks) == len(labels)
     legend = [text.get_text() for text in ax.get_legend().get_texts() if text.get_text().strip()]
     assert legend == ["standard", "bilinear BTT", *(label.partition(", ")[2] for label in labels)]
-    assert [c.label for c in group(select(runs, {"d_model": [64], "btt_tt_rank": [1]}))] == ["standard", "bilinear BTT"]
+    assert [c.label for c in group(select(runs, ["d_model=64", "btt_tt_rank=1"]))] == ["standard", "bilinear BTT"]
 
 
 def test_longer_runs_are_curves_of_their_own(tmp_path):
@@ -405,7 +397,8 @@ def test_only_chooses_and_says_how_many_it_left_out(tmp_path, capsys):
     runs = read_runs([tmp_path], "train_ICL.py", ["d_model=64", "d_model=256", "training_learning_rate=1e-3"])
     assert [run.settings["d_model"] for run in runs] == [256, 64]  # by folder
     assert "1 of 3 runs left out by --only" in capsys.readouterr().err
-    assert parse_wanted(["a=8|4", "a=2"]) == {"a": ["8|4", "2", 2]}
+    ranks = write_icl(tmp_path / "ranks", d_model=64, seed=2, mlr_rank_list="8|4")
+    assert [run.folder for run in read_runs([tmp_path], "train_ICL.py", ["mlr_rank_list=8|4", "seed=2"])] == [ranks]
 
 
 def coverage(noise, draws):
@@ -422,7 +415,9 @@ def coverage(noise, draws):
                     x = 1e9 * width**2
                     loss = a * x**-b * np.exp(0.02 * (seed == 2) + noise * rng.standard_normal())
                     rows.append((structure, seed, width, x, loss))
-        laws = lm_laws.fit_points(pd.DataFrame(rows, columns=["structure", "seed", "width", "x", "loss"]), by_seed=True)
+        laws = lm_laws.fit_points(
+            pd.DataFrame(rows, columns=["structure", "seed", "d_model", "x", "value"]), by_seed=True
+        )
         _, low, high = laws.exponent("low_rank")
         _, least, most = laws.share("multi_level_low_rank", loss=0.4)
         harder = np.exp(0.01)  # the mean seed's windows than those of seed 1
@@ -474,7 +469,7 @@ def test_lm_fit_goes_through_the_last_point_of_every_run_of_the_best_rate(tmp_pa
 def test_lm_panels_have_their_own_laws_and_a_panel_for_each_width(tmp_path, capsys, monkeypatch):
     write_widths(tmp_path)
     drawn_panels = []
-    monkeypatch.setattr(lm_compute, "legend_below", lambda axes, shown, ncols: drawn_panels.append((axes, shown)))
+    monkeypatch.setattr(style, "legend_below", lambda axes, shown, ncols: drawn_panels.append((axes, shown)))
     lm_compute.main([str(tmp_path), "--fit", "--x=non_emb_compute", "--x=gpu_seconds", "--widths",
                      "--out", str(tmp_path / "two.png")])  # fmt: skip
     ((panels, shown),) = drawn_panels
@@ -613,7 +608,7 @@ def test_times_are_of_one_card(tmp_path, capsys, monkeypatch):
     assert "H200" not in ax.get_xlabel()
     other = write_lm(tmp_path / "mlr", token_mixing_struct="multi_level_low_rank")  # on neither card
     named = []
-    monkeypatch.setattr(lm_compute, "shared_legend", lambda axes, curves: named.extend(c.structure for c in curves))
+    monkeypatch.setattr(style, "shared_legend", lambda axes, curves: named.extend(c.structure for c in curves))
     lm_compute.main([str(tmp_path), "--x=step", "--x=gpu_seconds", "--out", str(tmp_path / "fig.png")])
     assert sorted(named) == ["low_rank", "multi_level_low_rank"]
     assert "gpu_seconds: 2 of 4 runs left out, which ran on another card" in capsys.readouterr().out
@@ -838,7 +833,7 @@ def test_one_head_and_eight_are_two_lines_where_no_width_has_both(tmp_path):
 def test_icl_compute_draws_every_run_and_the_envelope_of_its_means(tmp_path):
     runs = [run for run in write_grid(tmp_path) if run.settings["n_dims"] == 4]
     curves = learning_curves(runs, "eval/last", "compute", unnamed=ICL_SIZES | {"training_learning_rate"})
-    icl_compute.draw_envelopes(ax := axes(), curves, "compute", line_styles(curves))
+    icl_compute.draw(ax := axes(), curves, "compute", line_styles(curves))
     assert list(drawn(ax)) == ["standard, 8 heads", "standard, 1 head", "bilinear BTT"]
     assert len(ax.lines) == len(runs) + 3 + len(icl_examples.LEVELS)
     for alike in by_kind(curves):

@@ -11,12 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from runs import TINY, checkpoint, flags, waves, write_series
 
+import forecast_TS
 import train_chronos
 import train_TS
 from data.ett import COLUMNS
 from plots import ts_forecasts, ts_horizon, ts_kinds, ts_pairs, ts_table
-from plots.records import STRUCTURES, load_run, read_runs
+from plots.names import STRUCTURES
+from plots.records import read_runs
+from scripts.time_series import sweep
 from training.errors import BadInput
+from training.records import load_run
 
 PEERS = [peer.name for peer in ts_kinds.PUBLISHED["ETTh1", "M"]]
 
@@ -82,6 +86,11 @@ def write_pairs(folder):
     return errors
 
 
+def test_names_are_those_of_the_scripts():
+    assert tuple(ts_kinds.RULES) == train_TS.RULES
+    assert ts_kinds.ITERATIONS == sweep.ITERATIONS
+
+
 def test_horizon_draws_the_difference_of_every_seed_and_their_mean_and_interval(tmp_path):
     errors = write_pairs(tmp_path)
     write_run(tmp_path / "dlinear", look_back=336)  # has nothing to be compared with
@@ -121,6 +130,10 @@ def test_pairs_are_runs_that_differ_in_the_scoring_function_alone(tmp_path, caps
     test = scipy.stats.ttest_rel(errors[96][1], errors[96][0])
     low, high = test.confidence_interval()
     assert first == f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], p {test.pvalue:.2g}"
+    ts_pairs.main([str(tmp_path), "--only", "horizon=192"])
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].endswith("| read at | 192 |")
+    assert said.err == "7 of 11 runs left out by --only\n"
 
 
 def test_kinds_are_told_apart_by_structure_look_back_and_what_else_differs(tmp_path):
@@ -309,9 +322,9 @@ def folder(tmp_path_factory):
 
 
 def test_forecasts_are_those_of_the_best_weights_beside_the_truth(folder):
-    runs = ts_forecasts.load_all([str(folder / "standard"), str(folder / "dlinear")])
+    runs = forecast_TS.load_all([str(folder / "standard"), str(folder / "dlinear")])
     channel = COLUMNS.index("MULL")
-    record = ts_forecasts.recorded(runs, [3], "MULL", past=8)
+    record = forecast_TS.recorded(runs, [3], "MULL", past=8)
     errors = ts_forecasts.draw(ax := Figure().subplots(), record, record["panels"][0])
     lines = {line.get_label(): line.get_data() for line in ax.lines}
     row, values = sum(ROWS[:2]) + 3, runs[0].data.values
@@ -326,7 +339,7 @@ def test_forecasts_are_those_of_the_best_weights_beside_the_truth(folder):
 
 
 def test_all_windows_together_give_the_recorded_error(folder):
-    (run,) = ts_forecasts.load_all([str(folder / "standard")])
+    (run,) = forecast_TS.load_all([str(folder / "standard")])
     values, errors = run.data.values, []
     for row in run.data.first["test"]:
         for i, channel in enumerate(COLUMNS):
@@ -334,38 +347,39 @@ def test_all_windows_together_give_the_recorded_error(folder):
     assert np.mean(errors) == pytest.approx(load_run(folder / "standard").final("best/test_mse"), rel=1e-5)
 
 
+def made(folder, names, tmp_path, *more):
+    """The file that forecast_TS.py makes of some of the runs."""
+    both = "--out_dir=" + "|".join(str(folder / name) for name in names)
+    forecast_TS.main([both, *more, f"--out={tmp_path / 'kept.json'}"])
+    return tmp_path / "kept.json"
+
+
 def test_forecasts_picture_has_the_same_bytes_every_time(folder, tmp_path, capsys):
-    both = f"--out_dir={folder / 'standard'}|{folder / 'alone'}"
-    first, second = drawn_twice(ts_forecasts.main, both, "--windows=0|7|25", "--channel=OT", folder=tmp_path)
+    kept = made(folder, ["standard", "alone"], tmp_path, "--windows=0|7|25", "--channel=OT")
+    first, second = drawn_twice(ts_forecasts.main, kept, folder=tmp_path)
     assert first == second
     said = capsys.readouterr().out
     for name in ("standard", "alone"):  # of one kind, so told apart by their folders
         assert said.count(f"standard, L = 16 ({name})") == 6
 
 
-def test_kept_forecasts_draw_the_same_picture(folder, tmp_path, capsys):
-    """Without checkpoints and without the series."""
-    both = f"--out_dir={folder / 'standard'}|{folder / 'dlinear'}"
-    kept, first, again = (str(tmp_path / name) for name in ("kept.json", "first", "again"))
-    ts_forecasts.main([both, "--windows=0|7", "--channel=HULL", f"--save={kept}", "--out", first])
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("window")]
-    ts_forecasts.main([f"--record={kept}", "--out", again])
-    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("window")] == said
-    assert len(said) == 4
-    for suffix in (".png", ".svg"):
-        assert (tmp_path / f"first{suffix}").read_bytes() == (tmp_path / f"again{suffix}").read_bytes()
-    other = tmp_path / "other.json"
-    for text in ("[]", "{", '{"panels": []}', '{"panels": [{"window": 0}]}'):
-        other.write_text(text)
-        out = tmp_path / "none.png"
-        assert "cannot be read as forecasts" in refusal(capsys, ts_forecasts.main, f"--record={other}", "--out", out)
-    assert not (tmp_path / "none.png").exists()
+def test_kept_forecasts_are_refused_where_they_are_something_else(folder, tmp_path, capsys):
+    kept = made(folder, ["standard", "dlinear"], tmp_path, "--windows=0|7", "--channel=HULL")
+    out = tmp_path / "none.png"
+    many = json.loads(kept.read_text())
+    many["panels"][0]["forecasts"] = {str(i): [] for i in range(7)}
+    empty = ("[]", "{", '{"panels": []}', '{"panels": [{"window": 0}]}')
+    cases = dict.fromkeys(empty, "cannot be read as forecasts") | {json.dumps(many): "7 runs are too many"}
+    for text, said in cases.items():
+        kept.write_text(text)
+        assert said in refusal(capsys, ts_forecasts.main, kept, "--out", out)
+    assert not out.exists()
 
 
-def test_forecasts_refuse_what_they_cannot_draw(folder, tmp_path, capsys):
+def test_forecasts_refuse_what_they_cannot_make(folder, tmp_path, capsys):
     def said(names, *more):
         both = "--out_dir=" + "|".join(str(folder / name) for name in names)
-        return refusal(capsys, ts_forecasts.main, both, *more, "--out", tmp_path / "fig.png")
+        return refusal(capsys, forecast_TS.main, both, *more, f"--out={tmp_path / 'new.json'}")
 
     assert "has no channel 'OIL', there are HUFL, HULL," in said(["standard"], "--channel=OIL")
     assert "alone has no channel 'HUFL', there are OT" in said(["standard", "alone"], "--channel=HUFL")
@@ -384,4 +398,4 @@ def test_forecasts_refuse_what_they_cannot_draw(folder, tmp_path, capsys):
         (folder / name).mkdir()
         torch.save(checkpoint(folder / "standard") | change, folder / name / "ckpt.pt")
         assert why in said([name])
-    assert not list(tmp_path.glob("fig*"))
+    assert not list(tmp_path.glob("new*"))

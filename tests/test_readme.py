@@ -13,9 +13,10 @@ from scipy.stats import ttest_1samp
 from plots import lm_laws, lm_pairs, readme, speed_table, ts_table
 from plots.claims import EIGHT_LEVELS
 from plots.lm_levels import levels
-from plots.records import find_runs, read_runs, tuned
+from plots.records import read_runs, tuned
 from plots.ts_kinds import kinds_of
 from plots.ts_pairs import chronos_pairs, lowest_validation, p_value, paired
+from training.records import find_runs
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -86,7 +87,7 @@ def test_the_sentences_on_language_models():
     assert (tables["multi_level_low_rank"].lead > 0).all()
     window = tables["low_rank_with_sliding_window"]
     assert lm_pairs.trend(window)[2] < 0  # falls behind with the width
-    assert window.lead[window.width == 512].max() < 0
+    assert window.lead[window.d_model == 512].max() < 0
     laws = lm_laws.fit_laws(runs_at_one_rate())
     assert laws.offset(2) > laws.offset(1)  # whose windows are harder
     assert laws.exponent("multi_level_low_rank")[2] > laws.exponent("low_rank")[1]  # intervals overlap

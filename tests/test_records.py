@@ -7,10 +7,9 @@ import pytest
 from runs import TINY_ICL, flags, metrics
 
 import train_ICL
-from plots.records import load_run
 from scripts import collect
 from training.errors import BadInput
-from training.records import read_metrics, read_record
+from training.records import load_run, read_metrics, read_record
 
 RECORD = dict(command="train_ICL.py", argv=["train_ICL.py"], settings={}, status="finished")
 

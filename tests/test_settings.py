@@ -137,6 +137,36 @@ MLBTC = "--token_mixing_struct=bilinear_MLBTC"
 GSWA = "--token_mixing_struct=low_rank_with_gswa"
 SEQUENTIAL = "--token_mixing_struct=low_rank_with_sequential_gswa"
 
+def test_the_forms_of_a_flag(tmp_path, monkeypatch):
+    """nanoGPT's and argparse's people write them so."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("from pathlib import Path\nimport math\ndropout = 0.25\n")
+    given = ["--compile", "--n_layer", "3", str(tmp_path / "mine.py"), "--fsdp", "false", "--keep=.5"]
+    given += ["--decay_lr=true", "--min_lr", "1e-4", "--out_dir=~/runs/a", "--data_dir", "~/data", "--tf32"]
+    cfg = configure(train.Settings, given)
+    assert (cfg.compile, cfg.n_layer, cfg.dropout, cfg.fsdp, cfg.keep) == (True, 3, 0.25, False, 0.5)
+    assert (cfg.decay_lr, cfg.min_lr, cfg.tf32) == (True, 1e-4, True)
+    assert (cfg.out_dir, cfg.data_dir) == (str(tmp_path / "runs/a"), str(tmp_path / "data"))
+
+
+def test_a_config_that_sets_nothing(tmp_path):
+    for name, text in [("a.py", "batch_size: 8\n"), ("b.py", "# nothing\n"), ("c.py", "import math\n")]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(BadInput, match=f"{name} sets nothing"):
+            configure(train.Settings, [str(tmp_path / name)])
+    for name in ("a.yaml", "a.json"):
+        (tmp_path / name).write_text("batch_size: 8\n")
+        with pytest.raises(BadInput, match=f"{name} is no .py file"):
+            configure(train.Settings, [str(tmp_path / name)])
+
+
+def test_a_rate_that_would_rise():
+    with pytest.raises(BadInput, match=r"min_lr 1\.0 is above init_lr 0\.003"):
+        train.Settings(decay_lr=True, min_lr=1.0)
+    with pytest.raises(BadInput, match=r"min_lr is -1\.0, it must be at least 0"):
+        train.Settings(decay_lr=True, min_lr=-1.0)
+
+
 BOTH = [  # arguments, words of the message
     (["--keep=1.5"], ["keep is 1.5", "from 0 to 1"]),
     (["--compile_mode=fast"], ["compile_mode is 'fast'", "default, max-autotune"]),
@@ -152,7 +182,16 @@ BOTH = [  # arguments, words of the message
     (["--n_layer={[]: 1}"], ["n_layer takes int"]),
     (["--n_layer=True"], ["n_layer takes int, got True"]),
     (["--dropout=high"], ["dropout takes float, got 'high'"]),
-    (["--compile"], ["--compile", "--key=value"]),
+    (["--n_layer"], ["--n_layer takes a value: --n_layer=VALUE, of type int"]),
+    (["--n_layer", "--seed=1"], ["--n_layer takes a value: --n_layer=VALUE"]),
+    (["--n_layre", "2"], ["no setting 'n_layre', did you mean 'n_layer'?"]),
+    (["--compile", "yes.py"], ["no config file 'yes.py'"]),
+    (["--dropout=nan"], ["dropout takes a finite number, got nan"]),
+    (["--weight_decay=1e999"], ["weight_decay takes a finite number, got inf"]),
+    ([f"--seed={2**63}"], ["seed takes an integer of 64 bits"]),
+    ([f"--n_layer={-(2**70)}"], ["n_layer takes an integer of 64 bits"]),
+    (["--device=meta"], ["no device 'meta', there are cpu, cuda, mps"]),
+    (["README.md"], ["README.md is no .py file", "name = value"]),
     (["n_layer=2"], ["no config file 'n_layer=2'"]),
     (["missing.py"], ["no config file 'missing.py'"]),
     (["--token_mixing_struct=low_rnk"], ["low_rnk", "low_rank", "bilinear_MLBTC"]),
@@ -248,7 +287,7 @@ IN_CONTEXT = [
         ["dims_interval 2 and points_interval 3", "make them equal"],
     ),
     (["--training_curriculum_warmup_ratio=1.5"], ["training_curriculum_warmup_ratio is 1.5", "from 0 to 1"]),
-    (["--training_curriculum_warmup_ratio=nan"], ["takes float, got 'nan'"]),
+    (["--training_curriculum_warmup_ratio=nan"], ["takes a finite number, got nan"]),
     (["--training_curriculum_steps=0"], ["training_curriculum_steps is 0", "at least 1, or -1"]),
     (["--training_num_training_examples=0"], ["training_num_training_examples = 0"]),
     (["--noise_std=-1"], ["noise_std", "-1"]),
@@ -282,7 +321,7 @@ def test_bad_settings(script, arguments, words, refused):
         ("n_layer = '2'\n", ["n_layer takes int, got '2'"]),
         ("compile = 1\n", ["compile takes bool, got 1"]),
         ("n_layer = layers\n", ["NameError", "layers"]),
-        ("from math import sqrt\n", ["no setting 'sqrt'"]),
+        ("from math import sqrt\n", ["sets nothing", "name = value"]),
         ("n_layer = 0\n", ["n_layer is 0"]),
     ],
     ids=["syntax", "unknown", "string", "bool", "name", "import", "range"],

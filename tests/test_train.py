@@ -325,7 +325,7 @@ def test_a_kill_while_a_resume_begins(name, argv, whole, tmp_path):
 # --- stops ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("step", [0, 3])
 def test_a_signal_saves_and_stops(number, step, argv, whole, tmp_path, monkeypatch, capfd):
     handlers = {n: signal.getsignal(n) for n in STOP_SIGNALS}
@@ -355,6 +355,94 @@ def test_a_signal_during_the_evaluation_at_the_start(argv, whole, tmp_path, monk
     assert checkpoint(tmp_path)["step"] == 0
     train.main(argv(out_dir=tmp_path, init_from="resume"))
     assert_same_run(tmp_path, whole)
+
+
+def test_a_stop_does_not_wait_for_a_long_evaluation(argv, tmp_path, monkeypatch):
+    """It stops between two batches of the one at step 4, which the resumed run makes whole."""
+    to_device, seen = train.to_device, []
+
+    def interrupted(array, device):
+        seen.append(array)
+        if len(seen) == 2 * per_evaluation + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return to_device(array, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "to_device", lambda array, device: seen.append(array) or to_device(array, device))
+        train.main(argv(out_dir=tmp_path / "counted", max_iters=0))
+    per_evaluation = len(seen)
+    seen.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "to_device", interrupted)
+        assert stops(train.main, argv(out_dir=tmp_path / "run", eval_interval=2)) == 128 + signal.SIGTERM
+    assert len(seen) < 3 * per_evaluation
+    assert checkpoint(tmp_path / "run")["step"] == 4
+    assert [m["step"] for m in metrics(tmp_path / "run") if "val/loss" in m] == [0, 2]
+    train.main(argv(out_dir=tmp_path / "run", eval_interval=2, init_from="resume"))
+    train.main(argv(out_dir=tmp_path / "whole", eval_interval=2))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_signal_and_then_one_interrupt(argv, tmp_path, monkeypatch):
+    """SIGTERM, and the person's Ctrl-C before the step is over: the run saves and stops."""
+
+    def both():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, train, 2, both)
+    assert stops(train.main, argv(out_dir=tmp_path)) == 128 + signal.SIGINT
+    assert checkpoint(tmp_path)["step"] == 3
+
+
+def test_a_signal_that_is_ignored_stays_ignored(argv, whole, tmp_path, monkeypatch):
+    """As under nohup."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signal_at(monkeypatch, train, 2, signal.SIGHUP)
+        train.main(argv(out_dir=tmp_path))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_output_that_nobody_reads(number, argv, whole, tmp_path):
+    """`train.py | tee log` whose tee is gone: the run goes on, saves at a signal, and ends as promised."""
+    command = [sys.executable, "train.py", *argv(out_dir=tmp_path, max_iters=6 if number is None else 10**6)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    if number is not None:
+        while not (tmp_path / "ckpt.pt").exists():
+            time.sleep(0.05)
+        process.send_signal(number)
+    assert process.wait(100) == (0 if number is None else 128 + number)
+    status = record(tmp_path)["status"]
+    assert status == ("finished" if number is None else f"stopped: {number.name}")
+    if number is None:
+        assert_same_run(tmp_path, whole)
+
+
+def test_a_full_disk_for_the_output(argv, whole, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "train.py", *argv(out_dir=tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stdout cannot be written (No space left on device): going on without it" in done.stderr
+    assert_same_run(tmp_path, whole)
+
+
+def test_lines_that_are_lost_are_named(argv, tmp_path, capsys):
+    train.main(argv(out_dir=tmp_path, max_iters=4))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for kept, where in [(lines[:2], "ends at step 2"), ([], "is empty or gone")]:
+        (tmp_path / "metrics.jsonl").write_text("".join(kept))
+        capsys.readouterr()
+        train.main(argv(out_dir=tmp_path, max_iters=4, init_from="resume"))
+        assert f"metrics.jsonl {where}; the checkpoint saw lines up to step 4" in capsys.readouterr().out
 
 
 def test_the_second_interrupt_does_not_wait(argv, tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Settings: defaults in a dataclass, then config files, then --key=value flags, in the order they are given.
 
 A settings class is a dataclass whose fields are made with `setting(default, "one sentence")`. Config files are Python
-assignments, only deltas. Unknown names and wrong types stop at once and name the nearest right thing.
+programs, run as they are, and hold assignments, only deltas. `--key value` is --key=value, and `--key` alone turns a
+switch on. Unknown names, wrong types and numbers that are not finite stop at once and name the nearest right thing.
 """
 
 import dataclasses
 import difflib
+import math
 import runpy
 import sys
 from ast import literal_eval
@@ -16,9 +18,12 @@ from typing import get_type_hints
 from training.errors import BadInput
 
 
-def setting(default, text, *, free=False):
-    """A field of a settings class. A `free` setting does not change what is computed, so a resume may change it."""
-    return dataclasses.field(default=default, metadata=dict(help=text, free=free))
+def setting(default, text, *, free=False, before=None):
+    """A field of a settings class. A `free` setting does not change what is computed, so a resume may change it.
+
+    before: what runs did that were made before there was such a setting. None: nothing that could be resumed.
+    """
+    return dataclasses.field(default=default, metadata=dict(help=text, free=free, before=before))
 
 
 def configure(cls, argv=None):
@@ -38,20 +43,43 @@ def configure(cls, argv=None):
         want = types[key]
         if want is float and type(value) is int:
             value = float(value)
+        if want is float and value in ("nan", "inf", "-inf"):
+            value = float(value)
         if type(value) is not want:
             raise BadInput(f"{where}: {key} takes {want.__name__}, got {value!r}")
-        values[key] = value
+        if want is float and not math.isfinite(value):
+            raise BadInput(f"{where}: {key} takes a finite number, got {value}")
+        if want is int and not -(2**63) <= value < 2**63:
+            raise BadInput(f"{where}: {key} takes an integer of 64 bits, got {value}")
+        values[key] = value if want is not str else _at_home(value)
 
-    for arg in argv:
+    waiting = list(argv)
+    while waiting:
+        arg = waiting.pop(0)
         if arg.startswith("--"):
             key, equals, text = arg[2:].partition("=")
-            if not equals:
-                raise BadInput(f"{arg}: settings are given as --key=value")
-            put(key, text if types.get(aliases.get(key, key)) is str else _parse(text), arg)
+            want = types.get(aliases.get(key, key))
+            if not equals and want is not None:
+                text = _next_value(arg, want, waiting)
+            put(key, text if want is str else _parse(text), arg)
         else:
             for key, value in _run_config(arg).items():
                 put(key, value, arg)
     return cls(**values)
+
+
+def _next_value(arg, want, waiting):
+    """The value of a flag without "=": the argument after it, which it takes; a switch may stand alone."""
+    if want is bool and (not waiting or waiting[0].lower() not in ("true", "false")):
+        return "True"
+    if not waiting or waiting[0].startswith("--"):
+        raise BadInput(f"{arg} takes a value: {arg}=VALUE, of type {want.__name__}")
+    return waiting.pop(0)
+
+
+def _at_home(text):
+    """A path that begins with ~/, which no shell has seen to after an equals sign, in the home directory."""
+    return str(Path(text).expanduser()) if text.startswith("~/") else text
 
 
 def help_text(cls):
@@ -73,10 +101,8 @@ def require_at_least(settings, least):
 def differences(settings, other):
     """Names of the settings that differ between a settings object and a dict of saved ones, free ones left out."""
     fields = {f.name: f for f in dataclasses.fields(settings)}
-    return [
-        name for name, f in fields.items()
-        if not f.metadata["free"] and (name not in other or getattr(settings, name) != other[name])
-    ]  # fmt: skip
+    other = {name: f.metadata.get("before") for name, f in fields.items()} | other
+    return [name for name, f in fields.items() if not f.metadata["free"] and getattr(settings, name) != other[name]]
 
 
 def parse_list(text, name, kind=int):
@@ -92,6 +118,8 @@ def parse_list(text, name, kind=int):
 
 
 def _parse(text):
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
@@ -101,10 +129,15 @@ def _parse(text):
 def _run_config(path):
     if not Path(path).is_file():
         raise BadInput(f"no config file '{path}'")
+    if Path(path).suffix != ".py":
+        raise BadInput(f"{path} is no .py file; config files are Python, a line for each setting: name = value")
     try:
         names = runpy.run_path(path)
     except SyntaxError as error:
         raise BadInput(f"{path}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
         raise BadInput(f"{path}: {type(error).__name__}: {error}") from None
-    return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, ModuleType)}
+    found = {k: v for k, v in names.items() if not (k.startswith("_") or isinstance(v, ModuleType) or callable(v))}
+    if not found:
+        raise BadInput(f"{path} sets nothing; config files are Python, a line for each setting: name = value")
+    return found

@@ -14,6 +14,7 @@ COMPILE_MODES = {  # setting: torch.compile's mode; graphs are recorded of whole
     "default": "default", "max-autotune": "max-autotune-no-cudagraphs",
 }  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KINDS = ("cpu", "cuda", "mps")
 PEAK_TFLOPS = {  # dense tensor-core rates of the vendors' datasheets: (bfloat16/float16, TF32)
     "H200": (989, 495), "H100 PCIe": (756, 378), "H100": (989, 495), "A100": (312, 156), "L40S": (362, 183),
     "L4": (121, 60), "RTX 4090": (165, 83), "V100": (125, None), "B200": (2250, 1125),
@@ -24,6 +25,8 @@ def pick_device(name):
     """"auto" is the GPU if there is one (CUDA, then Apple's MPS), else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.partition(":")[0] not in KINDS:
+        raise BadInput(f"no device '{name}', there are {', '.join(KINDS)}; --device=auto takes what is there")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

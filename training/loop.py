@@ -23,6 +23,7 @@ from training import devices
 from training.checkpoint import load_weights
 from training.distributed import held
 from training.errors import BadInput, fail
+from training.signals import StopRequested, say
 
 NEVER = torch.iinfo(torch.long).max  # the step at which nothing went wrong
 
@@ -34,7 +35,8 @@ class NonFinite(RuntimeError):
 class Loop:
     """Iterating gives the number of every step to take; before, between and after them it does what is due.
 
-    evaluate()          metrics, a dict, the same in every process; called without gradients, the model in eval mode
+    evaluate()          metrics, a dict, the same in every process; called without gradients, the model in eval mode;
+                        its batches go through run.unless_stopped, so that a stop need not wait for its end
     headline(metrics)   the evaluation's words in the progress output, and the number that "best" compares
     cost(step)          Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
     summary(means)      metrics of a progress line from the means of the losses since the last one; they themselves
@@ -54,7 +56,7 @@ class Loop:
         self.evaluate, self.headline, self.summary, self.cost = evaluate, headline, summary, cost
         self.own_state, self.always_save = state, always_save
         self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(process.device)
-        self.status = "finished"
+        self.status, self.evaluated = "finished", None  # the step of the last evaluation that came to its end
         if run.saved:
             self._restore(run.saved)
         self.world.require_one_step(self.step)
@@ -67,6 +69,7 @@ class Loop:
             optimizer=self.optimizer.state(),
             scaler=self.optimizer.scaler.state_dict(),
             best=self.best,
+            evaluated=self.evaluated,
             counters=dict(self.counters),
             seconds=self.clock.read(),
             meter=self.meter.state(),
@@ -75,6 +78,7 @@ class Loop:
 
     def _restore(self, saved):
         path = self.run.folder / "ckpt.pt"
+        saved = {"evaluated": saved.get("step"), **saved}  # which the checkpoints of earlier versions do not tell
         for name in self.state():
             if name not in saved:
                 raise BadInput(f"{path} has no {name}, which a resume needs")
@@ -83,9 +87,9 @@ class Loop:
         self.optimizer.restore(saved["optimizer"])
         self.optimizer.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
-        self.clock.seconds = saved["seconds"]
+        self.clock.seconds, self.evaluated = saved["seconds"], saved["evaluated"]
         self.meter.restore(saved["meter"], self.process.device)
-        print(f"resuming {self.run.folder} at step {self.step}", flush=True)
+        say(f"resuming {self.run.folder} at step {self.step}")
 
     def __enter__(self):
         cfg, processes = self.cfg, self.world.size
@@ -97,23 +101,24 @@ class Loop:
         total, non_embedding = self.model.num_params()
         self.run.start(device=self.process.device, parameters=(total, non_embedding), per_token=self._per_token)
         tokens = self.cost(self.step)["tokens"]
-        print(
+        say(
             f"{total:,} parameters ({non_embedding:,} without embeddings), {tokens:,} tokens a step, "
             + (f"{processes} times " if processes > 1 else "") + devices.device_name(self.process.device)
         )
         if cfg.compile:
-            print("compiling the model: the first steps take a minute or so", flush=True)
+            say("compiling the model: the first steps take a minute or so")
         return self
 
     def __iter__(self):
-        cfg, first = self.cfg, self.step
+        cfg = self.cfg
         self.mark = (self.step, self.counters["tokens"], self.clock.seconds)
         self.clock.resume()
         while True:
             last = self.step >= cfg.max_iters
-            if (self.step % cfg.eval_interval == 0 or last) and (self.run.saved is None or self.step > first):
-                self._evaluate()
-            if last:
+            if (self.step % cfg.eval_interval == 0 or last) and self.evaluated != self.step:
+                with contextlib.suppress(StopRequested):
+                    self._evaluate()
+            if last and self.evaluated == self.step:
                 return
             if stop := self.world.signal(self.run.stop_requested):
                 self._save()
@@ -139,7 +144,7 @@ class Loop:
         """The end that all processes have come to."""
         end, _, why = self.status.partition(": ")
         if end == "stopped":
-            print(f"{self.status} at step {self.step}; go on with --init_from=resume", flush=True)
+            say(f"{self.status} at step {self.step}; go on with --init_from=resume")
         self.world.leave()
         if end == "failed":
             fail(f"{why}; {self.run.last_good()}", 1)
@@ -166,15 +171,16 @@ class Loop:
         eta = (cfg.max_iters - self.step) * elapsed / (self.step - step)
         words = [f"loss {next(iter(means.values())):.4f}", f"lr {metrics['lr']:.2e}", f"{rate:,.0f} tokens/s"]
         words += [f"MFU {mfu:.1%}"] if mfu else []
-        print(f"step {self.step}/{cfg.max_iters}: {', '.join(words)}, ETA {format_time(eta)}", flush=True)
+        say(f"step {self.step}/{cfg.max_iters}: {', '.join(words)}, ETA {format_time(eta)}")
 
     def evaluation(self):
         """The metrics of `evaluate`."""
         self.model.eval()
-        with torch.no_grad():
-            metrics = self.evaluate()
-        self.model.train()
-        return metrics
+        try:
+            with torch.no_grad():
+                return self.evaluate()
+        finally:
+            self.model.train()
 
     def _evaluate(self):
         self.meter.check()
@@ -183,8 +189,9 @@ class Loop:
         words, value = self.headline(metrics)
         if not math.isfinite(value):
             raise NonFinite(f"the evaluation at step {self.step} is not finite")
-        print(f"step {self.step}/{self.cfg.max_iters}: {words}", flush=True)
+        say(f"step {self.step}/{self.cfg.max_iters}: {words}")
         self.run.log(**self._counted(), **metrics)
+        self.evaluated = self.step
         improved, self.best = value < self.best, min(value, self.best)
         if self.step > 0 and (improved or self.always_save):
             self._save()
@@ -284,8 +291,10 @@ class Clock:
     def paused(self):
         self.read()
         self._since = None
-        yield
-        self.resume()
+        try:
+            yield
+        finally:
+            self.resume()
 
 
 def counted(cost, sequences, length):

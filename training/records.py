@@ -1,10 +1,30 @@
-"""The files of a run's record, read: by a resume, by sweeps and by figures alike (DESIGN 9)."""
+"""The records of runs, read: by a resume, by sweeps, by collect.py and by figures alike (DESIGN 9)."""
 
 import json
+import math
+import shlex
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
 
 from structured.errors import BadInput
 
 FIELDS = {"command": str, "argv": list, "settings": dict, "status": str}  # what every reader may rely on
+RANDOM, WHOLE = "random windows", "whole text"  # what a language model's validation loss is the mean over
+FEWEST_PACES = 3  # progress lines that a median is taken of
+CONFIGS = {  # script: the config file that the advice for a missing run names
+    "train.py": "config/struct_configs/train_struct_gpt2.py",
+    "train_ICL.py": "config/icl_configs/paper.py",
+    "train_TS.py": "config/ts_configs/etth1.py",
+    "train_chronos.py": "config/ts_configs/chronos.py",
+}
+SWEEPS = {  # script: the grid that runs it together; older records of such runs have the grid's command, not their own
+    "train.py": "scripts/language_modeling/sweep.py",
+    "train_ICL.py": "scripts/icl_regression/sweep.py",
+}
 
 
 def read_record(folder):
@@ -49,6 +69,140 @@ def read_metrics(folder):
             raise BadInput(f"{path}, line {number} has {what}, not an object with a whole number as its step")
         lines.append(line)
     return lines
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedRun:
+    """One run's folder: the dict of run.json and the lines of metrics.jsonl; `as_of`: the step it ends at here."""
+
+    folder: Path
+    record: dict
+    metrics: list
+    as_of: float = math.inf
+
+    @cached_property
+    def settings(self):
+        """Those of the record; a language model's also say which text its validation loss is the mean over.
+
+        `validation`: older runs drew RANDOM windows with their seed, others take the WHOLE validation text, or as much
+        of it as `val_tokens`, the same for every run. Losses on other texts do not compare, nor do those on random
+        windows of different seeds.
+        """
+        settings = self.record["settings"]
+        if self.record["command"] != "train.py":
+            return settings
+        tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
+        return settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
+
+    @property
+    def status(self):
+        return self.record["status"]
+
+    @property
+    def structure(self):
+        return self.settings["token_mixing_struct"]
+
+    @property
+    def of_sweep(self):
+        """Whether the command that made the run is a sweep's."""
+        return "--run=True" in self.record["argv"]
+
+    def command(self, *flags):
+        """The command line that made the run, its flags for starting afresh replaced by `flags`; a sweep's as it is."""
+        if self.of_sweep:
+            return shlex.join(["python", SWEEPS[self.record["command"]], *self.record["argv"][1:]])
+        argv = [a for a in self.record["argv"] if not a.startswith(("--init_from=", "--overwrite="))]
+        return shlex.join(["python", *argv, *flags])
+
+    @cached_property
+    def evaluated(self):
+        """{metric: {step: line}} up to `as_of`; a step logged twice counts as it was logged last."""
+        found = {}
+        for line in self.metrics:
+            for name in line if line["step"] <= self.as_of else ():
+                found.setdefault(name, {})[line["step"]] = line
+        return found
+
+    def series(self, metric, x="step"):
+        """{step: (x, metric)} of the lines that hold both. Raises BadInput if there are none or one is not finite.
+
+        x may be "gpu_seconds" as well: the tokens seen, at the run's pace.
+        """
+        key, per = ("tokens", self.pace) if x == "gpu_seconds" else (x, 1)
+        lines = self.evaluated.get(metric, {})
+        pairs = {step: (line[key] / per, line[metric]) for step, line in lines.items() if key in line}
+        if not pairs:
+            raise self._lacks(key if metric in self.evaluated else metric)
+        for step, pair in pairs.items():
+            self._check_finite(pair, f"{metric} or {x}", step)
+        return pairs
+
+    def last(self, metric):
+        """(step, list) of the last line that holds `metric`. Raises BadInput as `series` does."""
+        if metric not in self.evaluated:
+            raise self._lacks(metric)
+        step, line = max(self.evaluated[metric].items())
+        self._check_finite(line[metric], metric, step)
+        return step, line[metric]
+
+    def end(self, metric, x="step"):
+        """(x, metric) at the last step that has both."""
+        return max(self.series(metric, x).items())[1]
+
+    def final(self, metric):
+        """The number that `metric` has at the last step it was evaluated at."""
+        return self.end(metric)[1]
+
+    @property
+    def seconds(self):
+        """Training time without evaluations, of runs that took their steps at once each one's share."""
+        return self.final("seconds") / self.record.get("together", 1)
+
+    @property
+    def paces(self):
+        """tokens_per_s of the progress lines but the first, which holds the compilation."""
+        return [line["tokens_per_s"] for _, line in sorted(self.evaluated.get("tokens_per_s", {}).items())][1:]
+
+    @property
+    def pace(self):
+        """The median of `paces`. Raises BadInput if there are too few."""
+        if len(self.paces) < FEWEST_PACES:
+            raise BadInput(
+                f"{self.folder} has {len(self.paces)} progress lines with tokens_per_s after its first, a pace needs "
+                f"{FEWEST_PACES}; choose another --x, or make it again with a smaller --log_interval"
+            )
+        return statistics.median(self.paces)
+
+    def _lacks(self, metric):
+        how = "remove it and make it again" if self.of_sweep else "make it again"
+        return BadInput(f"{self.folder} has no {metric}; {how} with: {self.command('--overwrite=True')}")
+
+    def _check_finite(self, values, what, step):
+        if not np.isfinite(np.asarray(values, float)).all():
+            raise BadInput(f"{self.folder}: {what} is not finite at step {step}")
+
+
+def load_run(folder):
+    """The run in a folder, finished or not; a last line of metrics cut short by a kill is left out."""
+    folder = Path(folder)
+    return RecordedRun(folder, read_record(folder), read_metrics(folder))
+
+
+def find_runs(paths, script="train.py"):
+    """All runs of `paths`, each once: run folders, or folders with run folders at any depth.
+
+    Raises BadInput naming the paths that hold no run, with the command of `script` that would make one there.
+    """
+    folders, empty = {}, []
+    for path in map(Path, paths):
+        found = [path / "run.json"] if (path / "run.json").exists() else sorted(path.rglob("run.json"))
+        for record in found:
+            folders.setdefault(record.parent.resolve(), record.parent)
+        empty += [] if found else [path]
+    if empty:
+        how = [f"no run in {path}; make it with: python {script} {CONFIGS[script]} --out_dir={path}" for path in empty]
+        raise BadInput("\n".join(how))
+    return [load_run(folder) for folder in sorted(folders.values())]
 
 
 def _kind(value):

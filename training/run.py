@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from training.errors import BadInput, WriteError
 from training.files import replacing
 from training.owner import Owner
 from training.records import read_metrics
-from training.signals import StopSignals
+from training.signals import StopRequested, StopSignals, say
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,7 +46,7 @@ class Run:
         self.folder, self.owner = Path(settings.out_dir), None
         self.found = self._marks()
         self.saved = self._find_checkpoint()
-        self.record, self.wandb = {}, None
+        self.record, self.wandb, self.logged = {}, None, None
         if self._wants_wandb and find_spec("wandb") is None:
             raise BadInput("wandb_log and wandb_entity need the package wandb: pip install wandb")
 
@@ -78,6 +79,16 @@ class Run:
     @property
     def stop_requested(self):
         return self.stop and self.stop.asked
+
+    def unless_stopped(self, batches):
+        """The batches of an evaluation one by one; StopRequested where a signal asks for a stop between two of them.
+
+        Several processes look at signals together, between steps only.
+        """
+        for batch in batches:
+            if self.stop_requested and self.world.size == 1:
+                raise StopRequested
+            yield batch
 
     def start(self, *, device, parameters, per_token):
         """Write run.json, repair metrics.jsonl after an interruption, take the stop signals.
@@ -132,6 +143,7 @@ class Run:
             return
         with self._writing("metrics.jsonl") as path, open(path, "a") as f:
             f.write(json.dumps(metrics) + "\n")
+        self.logged = metrics["step"]
         if self.wandb:
             self.wandb.log(metrics, step=metrics["step"])
 
@@ -139,8 +151,11 @@ class Run:
         """Write the checkpoint; `state` holds step and whatever a resume needs, in plain types and tensors."""
         if not self.writes:
             return
+        if self.logged is not None:
+            with self._writing("metrics.jsonl") as path, open(path, "a") as f:
+                os.fsync(f.fileno())  # no checkpoint is on the disk before the lines up to it
         with self._writing("ckpt.pt") as path:
-            save_atomic(dict(state, settings=dataclasses.asdict(self.settings)), path)
+            save_atomic(dict(state, settings=dataclasses.asdict(self.settings), logged=self.logged), path)
 
     def last_good(self):
         """What a run that ends badly says of its checkpoint."""
@@ -196,9 +211,13 @@ class Run:
 
     def _forget_metrics_after(self, step):
         """Drop what a killed run logged beyond its checkpoint, a half-written last line included."""
-        kept = [json.dumps(line) for line in self.earlier_metrics if line["step"] <= step]
+        kept = [line for line in self.earlier_metrics if line["step"] <= step]
+        self.logged, ends = self.saved.get("logged"), kept[-1]["step"] if kept else -1
+        if self.logged is not None and ends < self.logged:
+            where = f"ends at step {ends}" if kept else "is empty or gone"
+            say(f"note: {self.folder}/metrics.jsonl {where}; the checkpoint saw lines up to step {self.logged}")
         with self._writing("metrics.jsonl") as path, replacing(path) as f:
-            f.write("".join(line + "\n" for line in kept).encode())
+            f.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
     @property
     def _wants_wandb(self):

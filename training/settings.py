@@ -53,7 +53,9 @@ OwnSettings = own_settings("OwnSettings", lambda field: "help" in field.metadata
 
 @dataclass
 class StructureSettings(OwnSettings, PaperSettings):
-    """What a model is: the paper's settings, and those that scoring functions declare with `option`."""
+    """What a model is: the paper's settings, those that scoring functions declare with `option`, and ours."""
+
+    position: str = setting("learned", "where tokens are: learned vectors, rope, alibi, or none", before="learned")
 
     def model_config(self, *, block_size=None, causal=True):
         """The typed configuration; raises BadInput for one that cannot be."""
@@ -94,6 +96,7 @@ class StructureSettings(OwnSettings, PaperSettings):
             btt_rank=self.btt_tt_rank,
             mlbtc_levels=_parse_levels(self.mlbtc_levels) if explicit else (),
             backend=self.attention_backend,
+            position=self.position,
             **{f.name: getattr(self, f.name) for f in fields(OwnSettings)},
         )
         return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)

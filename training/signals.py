@@ -1,29 +1,50 @@
-"""The signals that ask a training process to save and stop."""
+"""The signals that ask a training process to save and stop, and output that may go away."""
 
+import contextlib
 import os
 import signal
+import sys
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:
     """Takes the stop signals of this process until `release`; `asked` is the name of the last one that came, or None.
 
     A second Ctrl-C does not wait and raises KeyboardInterrupt, unless `patient`: torchrun sends two for one. `words`
-    are said on stderr at each, none if empty.
+    are said on stderr at each, none if empty. A signal that the process ignores, as under nohup, stays ignored.
     """
 
     def __init__(self, words="will save and stop after this step", patient=False):
-        self.words, self.patient, self.asked = words, patient, None
-        self.earlier = {s: signal.signal(s, self._note) for s in STOP_SIGNALS}
+        self.words, self.patient = words, patient
+        self.asked, self.interrupted, self.earlier = None, False, {}
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.earlier[number] = signal.signal(number, self._note)
 
     def _note(self, number, frame):
-        if self.asked and number == signal.SIGINT and not self.patient:
+        if number == signal.SIGINT and self.interrupted and not self.patient:
             raise KeyboardInterrupt
+        self.interrupted |= number == signal.SIGINT
         self.asked = signal.Signals(number).name
         if self.words:
-            os.write(2, f"{self.asked}: {self.words}\n".encode())  # print may be what was interrupted
+            with contextlib.suppress(OSError):  # nobody may read it any more
+                os.write(2, f"{self.asked}: {self.words}\n".encode())  # print may be what was interrupted
 
     def release(self):
-        for s, handler in self.earlier.items():
-            signal.signal(s, handler)
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+
+class StopRequested(Exception):
+    """A stop signal came while the run was not taking steps."""
+
+
+def say(words):
+    """Print a line. Where stdout is gone (a closed pipe or terminal, a full disk), the run goes on without it."""
+    try:
+        print(words, flush=True)
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, until the process ends
+        with contextlib.suppress(OSError):
+            os.write(2, f"stdout cannot be written ({error.strerror}): going on without it\n".encode())

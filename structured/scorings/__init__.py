@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 
 from structured.errors import BadInput
 from structured.functional import BACKENDS, LINKS
+from structured.position import check_position
 
 STRUCTURES = {  # token_mixing_struct: its file and class; figures and tables have this order
     name: resolve_name(f"{__name__}.{place}")
@@ -47,7 +48,8 @@ class ScoringConfig(own_settings("OwnSettings")):
     """What a layer's scoring function is: what all of them share, and of `own_settings` those of `structure`.
 
     d_qk_head is the width of a head's queries and keys, d_head that of its values. backend is the path of MLR, window
-    and GSWA attention (paths.BACKENDS); the other structures ignore it.
+    and GSWA attention (paths.BACKENDS); the other structures ignore it. position is how a model knows where tokens are
+    (structured/position.py).
     """
 
     structure: str
@@ -62,6 +64,7 @@ class ScoringConfig(own_settings("OwnSettings")):
     bias: bool = False
     dropout: float = 0.0
     backend: str = "auto"
+    position: str = "learned"
 
     def __post_init__(self):
         if self.structure not in STRUCTURES:
@@ -80,6 +83,7 @@ class ScoringConfig(own_settings("OwnSettings")):
         if self.n_head % self.kv_heads:
             raise BadInput(f"n_kv_head {self.kv_heads} does not divide n_head {self.n_head}")
         STRUCTURES[self.structure].check(self)
+        check_position(self, STRUCTURES)
 
     @property
     def d_head(self):

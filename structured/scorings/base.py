@@ -16,6 +16,7 @@ from structured import kernels
 from structured.errors import BadInput
 from structured.functional import attention
 from structured.layers import Linear, side_by_side
+from structured.position import ALiBi, Rotary, power_of_two
 
 
 def option(default, text):
@@ -40,7 +41,7 @@ class Structure:
     label, colour, marker: in figures and tables; the colours are after Okabe and Ito, apart in grey print too.
     Settings: the fields of ScoringConfig that are its own. FLAGS: those of the paper's settings that only some
     structures obey, and this one does (training/settings.py). EXAMPLE: fields that a head of 8 features and sequences
-    of 16 tokens need, as the tests build it.
+    of 16 tokens need, as the tests build it. POSITIONS: the values of `position` that it takes.
     """
 
     label: ClassVar[str]
@@ -48,6 +49,7 @@ class Structure:
     marker: ClassVar[str]
     EXAMPLE: ClassVar[dict] = {}
     FLAGS: ClassVar[tuple] = ()
+    POSITIONS: ClassVar[tuple] = ("learned", "none")
 
     @dataclass(frozen=True)
     class Settings:
@@ -61,6 +63,11 @@ class Structure:
     def check_layers(cfg, n_layer):
         """Raise BadInput for a number of layers that does not fit the configuration."""
 
+    @staticmethod
+    def slices(cfg):
+        """Widths of the features of a head that are scored on their own; together they are its queries' and keys'."""
+        return (cfg.qk_width,)
+
     @classmethod
     def of_layer(cls, cfg, layer):
         """The scoring module of one layer."""
@@ -72,11 +79,11 @@ class Scoring(Structure, nn.Module):
 
     A variant gives `queries_and_keys(x)`, `attend(q, k, v)` and `cost(T)`, and says with `cache_type` which cache
     attends as it does from one token more (for a KeyCache also `key_width` and `scores_scale`). None: it is generated
-    from without one. A cache is right for the functions it was declared beside: a class that defines any of ATTENDS
-    anew declares its own, or has none.
+    from without one. In between, `place` tells queries and keys where they are. A cache is right for the functions it
+    was declared beside: a class that defines any of ATTENDS anew declares its own, or has none.
     """
 
-    ATTENDS: ClassVar[tuple] = ("queries_and_keys", "attend", "forward", "mix")
+    ATTENDS: ClassVar[tuple] = ("queries_and_keys", "place", "attend", "forward", "mix")
     cache_type = None
     window = None  # how many positions back the keys reach, if not all
 
@@ -92,7 +99,11 @@ class Scoring(Structure, nn.Module):
 
     def forward(self, x, v):
         self.check_input(x)
-        return self.attend(*self.queries_and_keys(x), v)
+        return self.attend(*self.place(*self.queries_and_keys(x)), v)
+
+    def place(self, q, k, at=None):
+        """Queries and keys of the positions 0 to T - 1, or of `at` (T,), that know where they are."""
+        return q, k
 
     def mix(self, x, value):
         """`forward` with values that nn.Linear `value`, d_model -> kv_heads * d_head, still has to make of x."""
@@ -129,6 +140,7 @@ class ProjectedScoring(Scoring):
     """
 
     FLAGS = ("d_qk_head", "do_qk_ln", "mha_SP_attn_logits_scaling")
+    POSITIONS = (*Structure.POSITIONS, "rope")
 
     @dataclass(frozen=True)
     class Settings:
@@ -141,6 +153,17 @@ class ProjectedScoring(Scoring):
         self.key = Linear(cfg.d_model, cfg.kv_heads * width, role="hidden", bias=cfg.bias)
         self.query_norm = nn.LayerNorm(width, bias=False) if cfg.qk_norm else nn.Identity()
         self.key_norm = nn.LayerNorm(width, bias=False) if cfg.qk_norm else nn.Identity()
+        make = dict(rope=lambda: Rotary(self.slices(cfg), cfg.block_size), alibi=self.alibi)
+        self.position = make[cfg.position]() if cfg.position in make else None
+
+    def alibi(self):
+        """The features that add ALiBi's bias to q . k `scores_scale`, a power of two here; queries make up for it."""
+        scale = self.scale(self.cfg.qk_width)
+        near = power_of_two(scale)
+        return ALiBi(self.cfg.n_head, self.slices(self.cfg), near, factor=scale / near)
+
+    def place(self, q, k, at=None):
+        return (q, k) if self.position is None else self.position(q, k, at)
 
     def queries_and_keys(self, x):
         width = self.cfg.qk_width
@@ -155,15 +178,16 @@ class ProjectedScoring(Scoring):
             return super().mix(x, value)
         self.check_input(x)
         qkv = side_by_side(x, self.query, self.key, value)
-        return self.attend(*kernels.normed_heads(qkv, cfg.n_head, cfg.kv_heads, self.query_norm, self.key_norm))
+        q, k, v = kernels.normed_heads(qkv, cfg.n_head, cfg.kv_heads, self.query_norm, self.key_norm)
+        return self.attend(*self.place(q, k), v)
 
     @property
     def key_width(self):
-        return self.cfg.qk_width
+        return self.cfg.qk_width + (self.position.width if self.cfg.position == "alibi" else 0)
 
     @property
     def scores_scale(self):
-        return self.scale(self.cfg.qk_width)
+        return self.position.scale if self.cfg.position == "alibi" else self.scale(self.cfg.qk_width)
 
     def scale(self, width):
         """The constant in front of q . k: 8/width in µP, 1/sqrt(width) in the standard parametrization."""

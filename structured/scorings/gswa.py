@@ -29,6 +29,10 @@ class GSWAScoring(ProjectedScoring):
         if len(cfg.gswa_ranks) != 2 or min(cfg.gswa_ranks) < 1:
             raise BadInput(f"gswa_rank_list takes two ranks of at least 1, global|window, not {cfg.gswa_ranks}")
 
+    @staticmethod
+    def slices(cfg):
+        return cfg.gswa_ranks
+
     @property
     def scales(self):
         return tuple(self.scale(r) for r in self.cfg.gswa_ranks)

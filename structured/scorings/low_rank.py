@@ -10,6 +10,7 @@ class LowRankScoring(ProjectedScoring):
     """Standard attention: every pair meets with the full head width."""
 
     label, colour, marker = "standard", "#000000", "o"
+    POSITIONS = (*ProjectedScoring.POSITIONS, "alibi")
     cache_type = KeyCache
 
     def attend(self, q, k, v):

@@ -15,6 +15,7 @@ class SequentialGSWAScoring(Structure):
     label, colour, marker = "sequential GSWA", "#9B5FC0", "v"
     EXAMPLE: ClassVar[dict] = dict(layer_kinds=("MHA", "SWA"), window=5)
     FLAGS = WindowScoring.FLAGS
+    POSITIONS = WindowScoring.POSITIONS
     KINDS: ClassVar[dict] = {"MHA": LowRankScoring, "SWA": WindowScoring}
 
     @dataclass(frozen=True)

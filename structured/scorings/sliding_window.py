@@ -15,6 +15,7 @@ class WindowScoring(ProjectedScoring):
 
     label, colour, marker = "sliding window", "#56B4E9", "s"
     EXAMPLE: ClassVar[dict] = dict(window=5)
+    POSITIONS = (*ProjectedScoring.POSITIONS, "alibi")
     cache_type = KeyCache
 
     @dataclass(frozen=True)
