@@ -141,9 +141,9 @@ class ALiBi(Constants):
         -slope i                  times  1
 
     What is wrong in the last product is wrong for a whole row, and drops out of its softmax; it is there to keep the
-    sums small. The others are exact in float32 and float64, up to the rounding of sums (the fused kernel's tf32x3
-    products too). In 16 bits the first two are exact, up to 65536 positions, and the third is off by 2^-8 of itself at
-    most. So all is exact for up to 8 heads, whose slopes are powers of two, and off by at most 2^-17 slope j for more.
+    sums small. The others are exact in float32 and float64; their sums round as any do, by 2^-24 slope j in float32 at
+    most. In 16 bits the first two are exact, up to 65536 positions, and the third is off by 2^-8 of itself. So there
+    the bias is exact for up to 8 heads, whose slopes are powers of two, and off by 2^-17 slope j at most for more.
 
     In front of each of the `slices` stand these columns, so that in MLR attention every level can have its own.
     Queries are multiplied by `factor`. The products of these columns are not counted as the model's.

@@ -106,9 +106,9 @@ def alibi_slopes(n_head):
 
 
 def alibi_bias(n_head, T):
-    """- slope_h (i - j): (n_head, T, T)."""
+    """- slope_h |i - j|: (n_head, T, T)."""
     i, j = positions(T)
-    return torch.stack([-slope * (i - j).double() for slope in alibi_slopes(n_head)])
+    return torch.stack([-slope * (i - j).abs().double() for slope in alibi_slopes(n_head)])
 
 
 def layer_norm(x, gain, eps=1e-5):

@@ -176,7 +176,7 @@ def test_structures_that_share_a_setting_declare_it_alike(monkeypatch):
 def test_a_configuration_has_what_the_structures_declare():
     """Each under its own name and nothing else, beside what all share."""
     shared = {"structure", "d_model", "n_head", "block_size", "n_kv_head", "d_qk_head", "causal", "link", "qk_norm",
-              "bias", "dropout", "backend"}  # fmt: skip
+              "bias", "dropout", "backend", "position"}  # fmt: skip
     own = {f.name for scoring in STRUCTURES.values() for f in dataclasses.fields(scoring.Settings)}
     assert {f.name for f in dataclasses.fields(ScoringConfig)} == shared | own
     for structure, scoring in STRUCTURES.items():
