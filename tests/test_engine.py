@@ -129,10 +129,10 @@ def test_the_static_program_is_the_ordinary_step(structure, tmp_path, static, pa
 @pytest.mark.parametrize("step", [0, 8])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_padded_prompts_give_the_loss_and_the_gradients_of_short_ones(structure, step, tmp_path, padded):
-    settings = dict(STRUCTURES[structure], token_mixing_struct=structure, dropout=0.0, out_dir=tmp_path)
+    settings = dict(STRUCTURES[structure], token_mixing_struct=structure, dropout=0.0, out_dir=tmp_path / "short")
     _, short = start(train_ICL, settings)
     with padded():
-        _, full = start(train_ICL, settings, overwrite=True)
+        _, full = start(train_ICL, settings, out_dir=tmp_path / "full")
     assert [len(run.prompts.at(step)[2]) for run in (short, full)] == [4 if step == 0 else 6, 8]
     results = []
     for run in (short, full):
