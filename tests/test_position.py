@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import re
 
 import pytest
@@ -17,7 +18,7 @@ import train_ICL
 from model import GPT, Forecaster, ModelConfig
 from structured import STRUCTURES, BadInput, ScoringConfig, attention, build_scoring, kernels, reference
 from structured.cache import KeyCache
-from structured.position import ALIBI_UP_TO, ALiBi, Rotary, slopes
+from structured.position import ALIBI_UP_TO, COLUMNS, ALiBi, Rotary, slopes
 from training.mup import adamw, initialise
 
 MLR = "multi_level_low_rank"
@@ -224,6 +225,18 @@ def test_what_is_exact_of_the_bias(n_head, dtype):
         assert not wrong.any()
 
 
+def test_scales_that_round_nothing():
+    """Caches round queries times the scale to 16 bits, kernels queries over the rank: both are powers of two here."""
+    for width in (5, 6, 8, 48):
+        m = scoring("low_rank", d_qk_head=width, position="alibi")
+        assert math.log2(m.scores_scale) % 1 == 0
+        assert m.scores_scale * m.position.factor == pytest.approx(8 / width)
+    for weighting in ("none", "levels", "shared"):
+        m = scoring(MLR, weighting=weighting, position="alibi")
+        assert math.log2(m.position.scale) % 1 == 0
+        assert set(m.levels.ranks[::2] if weighting == "shared" else m.levels.ranks[:1]) == {COLUMNS}
+
+
 @pytest.mark.parametrize(("structure", "weighting"), [("low_rank", "none"), (MLR, "none"), (MLR, "shared")])
 @pytest.mark.parametrize("n_head", [4, 12])
 @torch.no_grad()
@@ -328,10 +341,10 @@ def test_constants_follow_the_module(name):
     assert not list(model.buffers())
     places = [m for m in model.modules() if isinstance(m, Rotary | ALiBi)]
     assert len(places) == 2
-    for m in (model.bfloat16(), model.half()):
-        assert {t.dtype for p in places for t in vars(p).values() if isinstance(t, torch.Tensor)} <= {
-            torch.float32, m.lm_head.weight.dtype
-        }  # fmt: skip
+    for change, precision in ((torch.nn.Module.bfloat16, torch.float32), (torch.nn.Module.double, torch.float64)):
+        change(model)
+        made = [t.dtype for place in places for n, t in vars(place).items() if n in ("turns", "parts")]
+        assert made == [precision] * 2
     made = gpt(MLR, position=name)
     with torch.device("meta"):
         empty = GPT(made.trunk.cfg, vocab_size=11)
