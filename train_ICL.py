@@ -223,7 +223,9 @@ def training(cfg, **one_of_several):
     def step_cost(step):
         """The paper charges a token of a shorter prompt what one of a full prompt costs (DESIGN 7)."""
         B, T = cfg.batch_size, layout.per_point * curriculum.at(step)[1]
-        return counted(cost(T), B, T) | dict(paper_compute=B * T * full.paper / cfg.tokens)
+        found = counted(cost(T), B, T)
+        found["paper_compute"] = B * T * full.paper / cfg.tokens
+        return found
 
     loop = Loop(
         cfg, process, run, model, optimizer, meter, evaluate=lambda: evaluate(network, cfg, process, run),

@@ -54,9 +54,8 @@ def prepare():
 
 def train_all(out_dir, seed):
     """Make what is left of the runs, two at a time on a core each."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     runs = commands(RUNS, out_dir, extra=f"--seed={seed} --device=cpu")
-    run_here(to_do(list(runs.values()), here=True), jobs=2, every=15)
+    run_here(to_do(list(runs.values()), here=True), jobs=2, cores=1, every=15)
 
 
 @command

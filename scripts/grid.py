@@ -22,6 +22,7 @@ from typing import ClassVar
 
 from training.configurator import configure, differences, parse_list, require_at_least, setting
 from training.errors import BadInput
+from training.signals import say
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,30 +112,31 @@ def visible(gpus):
     return names[:gpus]
 
 
-def run_here(commands, jobs, gpus=(), every=600):
+def run_here(commands, jobs, gpus=(), cores=None, every=600):
     """Run commands as processes, `jobs` at a time; each says its last line every so many seconds.
 
-    Each takes the one of `gpus`, names as in CUDA_VISIBLE_DEVICES, that the fewest running ones have; none: any.
-    One that fails does not stop the others, and makes the exit status 1. At SIGINT or SIGTERM the running ones are told
-    to save and end, no other is started, and the status is 128 + n; the same command resumes.
+    cores: threads of each; None: its share of this machine's. gpus: names as in CUDA_VISIBLE_DEVICES, of which each run
+    takes the one that the fewest running ones have; none: any. One that fails does not stop the others, and makes the
+    exit status 1. At SIGINT or SIGTERM the running ones are told to save and end, no other is started, and the status
+    is 128 + n; the same command resumes.
     """
     waiting, running, failed, asked = list(commands), {}, [], []  # running: {process: (command, GPU)}
     earlier = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    cores, due = max(1, (os.cpu_count() or 1) // jobs), time.monotonic() + every
+    cores, due = cores or max(1, (os.cpu_count() or 1) // jobs), time.monotonic() + every
     try:
         while (running or waiting) and not asked:
             while waiting and len(running) < jobs:
                 command, taken = waiting.pop(0), [gpu for _, gpu in running.values()]
                 gpu = min(gpus, key=taken.count, default=None)
                 running[start(command, cores, gpu)] = command, gpu
-                say(command, f"started, {len(commands) - len(waiting)} of {len(commands)}")
+                report(command, f"started, {len(commands) - len(waiting)} of {len(commands)}")
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
                 failed += ended(running.pop(process)[0], process.returncode)
             if time.monotonic() > due:
                 due += every
                 for command, _ in running.values():
-                    say(command, last_line(command))
+                    report(command, last_line(command))
     finally:
         for process in running:
             process.terminate()
@@ -206,7 +208,7 @@ def start(command, cores, gpu=None):
 
 def ended(command, status):
     """Say how a command ended; a list of it if it failed."""
-    say(command, f"ended with status {status}: {last_line(command)}" if status else "finished")
+    report(command, f"ended with status {status}: {last_line(command)}" if status else "finished")
     return [command] if status else []
 
 
@@ -216,8 +218,8 @@ def exit_if(failed, commands):
         sys.exit(f"error: {len(failed)} of {len(commands)} runs failed; why is in {logs}")
 
 
-def say(command, words):
-    print(f"{time.strftime('%H:%M:%S')} {folder(command)} {words}", flush=True)
+def report(command, words):
+    say(f"{time.strftime('%H:%M:%S')} {folder(command)} {words}")
 
 
 def last_line(command):

@@ -138,6 +138,22 @@ def start(command):
     )
 
 
+def test_a_folder_that_cannot_be_written(argv, tmp_path, capsys):
+    (tmp_path / NAME).mkdir()
+    assert stops(train.main, argv(out_dir=tmp_path)) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / NAME} cannot be written: Is a directory\n"
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_start_that_fails_gives_the_folder_back(argv, tmp_path, monkeypatch):
+    """The process may live on, with other runs in it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "_write_record", lambda self: [][0])
+        with pytest.raises(IndexError):
+            train.main(argv(out_dir=tmp_path))
+    Owner(tmp_path).release()
+
+
 def test_two_processes_started_at_once(argv, whole, tmp_path):
     """One trains, as if it were alone; the other is refused, and the same command given again finds it finished."""
     command = argv(out_dir=tmp_path, init_from="auto")

@@ -109,6 +109,28 @@ def test_a_step_that_breaks_ends_its_run_alone(tmp_path, monkeypatch):
     assert statuses == ["finished", "failed: OutOfMemoryError: no memory", "finished", "finished"]
 
 
+def test_runs_that_cannot_begin(tmp_path, monkeypatch, capsys):
+    """One whose device is not there, and one that breaks before it has a folder."""
+    sample_prompts = train_ICL.sample_prompts
+
+    def broken(**options):
+        if options["seed"] == 7:
+            raise MemoryError("no memory")
+        return sample_prompts(**options)
+
+    monkeypatch.setattr(train_ICL, "sample_prompts", broken)
+    runs = {"first": RUNS["first"], "elsewhere": dict(device="cuda:99"), "broken": dict(seed=7)}
+    with pytest.raises(SystemExit):
+        fit_together(plans(tmp_path, runs), jobs=3)
+    said = capsys.readouterr()
+    assert "2 of 3 runs failed" in said.err
+    assert "device 'cuda:99' is not there" in said.err
+    assert f"{tmp_path / 'elsewhere'} refused" in said.out
+    assert f"{tmp_path / 'broken'} failed" in said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert record(tmp_path / "first")["status"] == "finished"
+
+
 @pytest.mark.parametrize("name", ["tf32", "keep"])
 def test_what_a_process_has_once_is_the_same_for_all(name, tmp_path):
     values = {"tf32": (True, False), "keep": (0.5, 1.0)}[name]

@@ -16,22 +16,28 @@ import threading
 import time
 from pathlib import Path
 
-from training.errors import BadInput
+from training.errors import BadInput, WriteError
 
 NAME = "owner.json"
 BEAT, STALE = 10, 60
 
 
 class Owner:
-    """Ownership of a folder that exists, from here until `release`. Raises BadInput where another process has it."""
+    """Ownership of a folder that exists, from here until `release`.
+
+    Raises BadInput where another process has it, WriteError where the folder cannot be written.
+    """
 
     def __init__(self, folder):
         self.path = Path(folder) / NAME
-        self.file = self._locked()
-        self.me = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
-        self.file.truncate(0)
-        self.file.write(json.dumps(self.me) + "\n")
-        self.file.flush()
+        me = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
+        try:
+            self.file = self._locked()
+            self.file.truncate(0)
+            self.file.write(json.dumps(me) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise WriteError(f"{self.path} cannot be written: {error.strerror}") from error
         self.released = threading.Event()
         threading.Thread(target=self._beat, name="owner", daemon=True).start()
 

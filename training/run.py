@@ -107,8 +107,14 @@ class Run:
         except OSError as error:
             raise BadInput(f"cannot make out_dir {self.folder}: {error.strerror}") from None
         self.owner = Owner(self.folder)
-        if self._marks() != self.found:
+        try:
+            self._write_first_record(device, parameters, per_token)
+        except BaseException:
             self.owner.release()
+            raise
+
+    def _write_first_record(self, device, parameters, per_token):
+        if self._marks() != self.found:
             raise BadInput(f"{self.folder} was written by another process while this run was starting; start it again")
         self._start_wandb()
         step = self.saved["step"] if self.saved else -1

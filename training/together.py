@@ -12,6 +12,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from signal import Signals
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ import torch
 import torch._dynamo
 
 from training.devices import pick_device
-from training.errors import BadInput, fail
-from training.signals import StopSignals
+from training.errors import BadInput, WriteError, fail
+from training.signals import StopSignals, say
 
 SHARED = ("tf32", "keep")  # settings that PyTorch keeps once for a process
 
@@ -74,22 +75,24 @@ class Member:
     """A run that shares its process. `status` is what its own process would have ended with, None while it goes on."""
 
     def __init__(self, plan, together, stop):
-        self.folder, self.status, self.output = plan.settings.out_dir, None, None
+        self.folder, self.status, self.output = Path(plan.settings.out_dir), None, None
         self.steps = plan.training(plan.settings, argv=plan.argv, together=together, stop=stop)
-        device = pick_device(plan.settings.device)
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        print(f"{self.folder} started", flush=True)
+        self.stream = None
+        with contextlib.suppress(BadInput):  # a device that is not there is refused by the run
+            device = pick_device(plan.settings.device)
+            self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        say(f"{self.folder} started")
 
     def go_on(self):
         """To the end of the next step; what the run prints is added to output.txt in its folder."""
         first, printed = self.output is None, io.StringIO()
         with contextlib.redirect_stdout(printed if first else self.output), torch.cuda.stream(self.stream):
             self.status, why = self._next()
-        if first and self.status != 2:  # a run that is refused leaves no folder
-            self.output = open(f"{self.folder}/output.txt", "a")  # noqa: SIM115, open until the run ends
+        if first and self.folder.is_dir() and self.status != 2:  # a run that is refused leaves no folder
+            self.output = open(self.folder / "output.txt", "a")  # noqa: SIM115, open until the run ends
             self.output.write(printed.getvalue())
         if self.status is not None:
-            print(f"{self.folder} {why}", flush=True)
+            say(f"{self.folder} {why}")
             if self.output:
                 self.output.close()
 
@@ -104,6 +107,9 @@ class Member:
         except BadInput as refused:
             print(f"error: {refused}", file=sys.stderr)
             return 2, "refused"
+        except WriteError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1, "failed"
         except Exception:
             traceback.print_exc()
             return 1, "failed"
