@@ -26,7 +26,7 @@ def load_checkpoint(path, map_location="cpu"):
     Every byte is compared with the checksums of the file, which torch writes and does not read (1 s for some GB).
     """
     if not Path(path).is_file():
-        raise BadInput(f"no checkpoint {path}; start with --init_from=scratch, or make the run that writes it")
+        raise BadInput(f"no checkpoint {path}; make the run that writes it, with its --out_dir={Path(path).parent}")
     try:
         with zipfile.ZipFile(path) as parts:
             damaged = parts.testzip()

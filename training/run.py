@@ -65,6 +65,8 @@ class Run:
             if isinstance(earlier, dict) and not cfg.overwrite:  # begun, and stopped before its first checkpoint
                 self._refuse_other(earlier, self.folder / "run.json")
             return None
+        if not path.exists():
+            raise BadInput(f"no checkpoint {path} to resume from; begin with --init_from=scratch, or auto")
         saved = load_checkpoint(path)
         self._refuse_other(saved["settings"], path)
         self.earlier_metrics = read_metrics(self.folder)  # a damaged line is refused before anything is written
