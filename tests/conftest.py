@@ -1,6 +1,7 @@
 """Fixtures of the suite. Tests run from the repository root, as the scripts do."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+for number, usual in [(signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)]:
+    if signal.getsignal(number) == signal.SIG_IGN:  # as under nohup, which runs and their children would keep
+        signal.signal(number, usual)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels are tested in the interpreter; Triton reads this at import

@@ -6,20 +6,22 @@ import signal
 import sys
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
     """Takes the stop signals of this process until `release`; `asked` is the name of the last one that came, or None.
 
     A second Ctrl-C does not wait and raises KeyboardInterrupt, unless `patient`: torchrun sends two for one. `words`
-    are said on stderr at each, none if empty. A signal that the process ignores, as under nohup, stays ignored.
+    are said on stderr at each, none if empty. A hang-up or Ctrl-C that the process ignores, as under nohup or in the
+    background of a script, stays ignored.
     """
 
     def __init__(self, words="will save and stop after this step", patient=False):
         self.words, self.patient = words, patient
         self.asked, self.interrupted, self.earlier = None, False, {}
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if number not in OF_A_TERMINAL or signal.getsignal(number) != signal.SIG_IGN:
                 self.earlier[number] = signal.signal(number, self._note)
 
     def _note(self, number, frame):
