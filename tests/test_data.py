@@ -134,7 +134,7 @@ def test_shakespeare_takes_any_characters(tmp_path):
     [
         (None, "cannot read .*in.txt: No such file"),
         (b"", "is empty"),
-        (b"fine\nfine\nbad \xff\xfe", "line 3: not UTF-8"),
+        (b"fine\nfine\nbad \xff\xfe", "line 3, byte 14 of the text: not UTF-8"),
         ("".join(map(chr, range(100, 400))).encode(), "300 different characters"),
         (b"x", "train split would be empty"),
     ],
@@ -219,7 +219,7 @@ def test_small_counts_on_real_text(tmp_path):
         (b"\n\n\n", [], "train split would be empty .documents: train 0, val 0, dropped 0"),
         (b"one\n\ntwo\n\nthree\n", ["--val_fraction", "0.000001"], "val split would be empty .documents: train 3"),
         ("é\n\nü\n".encode(), [], "dropped 2"),
-        (b"good\n\nalso\nbad \xff", [], "lines 3 to 4, line 2: not UTF-8"),
+        (b"good\n\nalso\nbad \xff", [], "line 4, byte 15 of the text: not UTF-8"),
         (b"good\n", ["--val_fraction", "1.5"], "between 0 and 1"),
         (b"good\n", ["--val", "absent.txt"], "cannot read absent.txt"),
     ],
@@ -679,8 +679,8 @@ def replaced(lines, number, old, new):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda x: [x[0].replace("OT", "oil"), *x[1:]], "the header is date,.*,oil; it must be date,"),
-        (lambda x: x[1:], "the header is 2016-07-01"),
+        (lambda x: [x[0].replace("OT", "oil"), *x[1:]], "the header is 'date,.*,oil'; it must be date,"),
+        (lambda x: x[1:], "the header is '2016-07-01"),
         (lambda x: x[:100] + x[101:], "line 101: a gap: 2016-07-05 04:00:00, where 2016-07-05 03:00:00 is due"),
         (lambda x: x[:100] + x[99:], "line 101: a row twice or out of order"),
         (lambda x: [*x[:49], x[49] + ",1", *x[50:]], "line 50: 9 columns instead of 8"),
@@ -691,7 +691,7 @@ def replaced(lines, number, old, new):
         (lambda x: replaced(x, 90, "2016-07", "2016/07"), "line 90: '2016/07.*' is not a time"),
         (lambda x: x[:-1], "499 rows; the published file has 500"),
         (lambda x: x[:1], "0 rows; the published file has 500"),
-        (lambda x: x[:0], "the header is ; it must be date,"),
+        (lambda x: x[:0], "the header is ''; it must be date,"),
         (lambda x: x, "the values are not those of the published ETTh1 .*--changed"),
         (lambda x: [line.rsplit(",", 1)[0] + (",1.5" if i else ",OT") for i, line in enumerate(x)], "OT is 1.5 in all"),
     ],

@@ -48,6 +48,9 @@ def load_ett(folder):
         if part.size != count * len(COLUMNS) or not count:
             found = f"{part.size:,} values, not {count:,} rows of {len(COLUMNS)}"
             raise BadInput(f"{folder / split}.bin has {found}; {again}")
+        if not np.isfinite(part).all():
+            row, column = divmod(int(np.isfinite(part).argmin()), len(COLUMNS))
+            raise BadInput(f"{folder / split}.bin, row {row:,}: {COLUMNS[column]} is no finite number; {again}")
     values = np.concatenate(parts).reshape(-1, len(COLUMNS))
     borders = tuple(int(row) for row in np.cumsum([0, *rows]))
     return Series(((values - mean) / std).astype(np.float32), borders, list(COLUMNS), minutes)
