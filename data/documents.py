@@ -20,7 +20,8 @@ MAGIC = {"gz": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd
 COMPRESSIONS = ("gz", "xz", "zst")
 FORMATS = {"txt": "text", "jsonl": "JSON lines", "ndjson": "JSON lines", "json": "JSON lines", "parquet": "parquet"}
 IN_FOLDERS = sorted(f".{suffix}" for suffix in {*COMPRESSIONS, *FORMATS} - {"json"})  # .json there is often about text
-ROWS = 256  # of a parquet file at a time
+ROWS = 64  # of a parquet file at a time
+LINES = 1024  # of a text whose documents are not told apart
 
 
 class Input(NamedTuple):
@@ -144,7 +145,9 @@ def read_text(sources, key="text"):
     """The text of Inputs as pieces of some lines: of text all there is, of rows each, an empty line between two."""
     for source in sources:
         if source.form == "text":
-            yield from _lines(source)
+            lines = _lines(source)
+            while piece := "".join(itertools.islice(lines, LINES)):
+                yield piece
         else:
             for number, document in enumerate(_rows(source, key)):
                 yield "\n" + document if number else document
@@ -198,7 +201,7 @@ def _parquet(source, key):
     """(where, {key: value}) of each row, or the names of all columns with the first row if key is not one of them."""
     arrow, number = _pyarrow(source.name), 0
     try:
-        with arrow.parquet.ParquetFile(source.path) as file:
+        with arrow.parquet.ParquetFile(source.path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             if key not in names:
                 yield source.name, dict.fromkeys(names)
@@ -207,7 +210,7 @@ def _parquet(source, key):
                     number += 1
                     yield f"{source.name}, row {number}", {key: value}
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{source.name}, after row {number}: damaged parquet ({_one_line(error)})") from error
+        raise BadInput(f"{source.name}, after row {number:,}: damaged or cut short ({_one_line(error)})") from error
 
 
 def _pyarrow(name):
@@ -237,8 +240,8 @@ def _lines(source):
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         if getattr(error, "errno", None):
             raise BadInput(f"cannot read {source.name}: {error.strerror}") from error
-        problem = f"not a whole .{source.packed} file: {_one_line(error)}"
-        raise BadInput(f"{source.name}, after line {number} of its text: {problem}") from error
+        problem = f"damaged or cut short ({_one_line(error)})"
+        raise BadInput(f"{source.name}, after line {number:,} of its text: {problem}") from error
 
 
 def _unpacked(file, source):

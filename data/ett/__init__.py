@@ -42,8 +42,9 @@ def load_ett(folder):
         raise BadInput(f"{error.filename} is missing; {again}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / 'meta.json'} is damaged ({error!r}); {again}") from error
-    if not (std > 0).all():
-        raise BadInput(f"{folder / 'meta.json'} is damaged (standard deviations {std.tolist()}); {again}")
+    if not (np.isfinite([mean, std]).all() and (std > 0).all()):
+        numbers = f"means {mean.tolist()}, standard deviations {std.tolist()}"
+        raise BadInput(f"{folder / 'meta.json'} is damaged ({numbers}); {again}")
     for split, part, count in zip(SPLITS, parts, rows, strict=True):
         if part.size != count * len(COLUMNS) or not count:
             found = f"{part.size:,} values, not {count:,} rows of {len(COLUMNS)}"
