@@ -191,7 +191,7 @@ def _json_lines(source):
         except RecursionError as error:
             raise BadInput(f"{where}: JSON nested too deeply") from error
         except ValueError as error:
-            raise BadInput(f"{where}: broken JSON ({error})") from error
+            raise BadInput(f"{where}: broken JSON, where one object is due ({error})") from error
         if not isinstance(row, dict):
             raise BadInput(f"{where}: JSON, but no object such as {{\"text\": \"..\"}}")
         yield where, row
