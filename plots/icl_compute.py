@@ -37,7 +37,7 @@ def draw(ax, curves, x, lines):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train_ICL.py", unfinished=True)
+    parser = arguments(__doc__, "train_ICL.py")
     axes = [x for x in X_AXES if x != "gpu_seconds"]  # prompts grow during training, and with them the pace changes
     parser.add_argument("--x", default="non_emb_compute", choices=axes, help="what the runs are compared at")
     args = parser.parse_args(argv)

@@ -51,7 +51,7 @@ def draw(ax, curves, lines=None):
     found = {BASELINES[name]: errors for name, errors in baselines(runs).items()}
     for name, errors in found.items():
         ax.plot(errors, **DOTS, label=name)
-    draw_curves(ax, curves, six_of, lines=lines)
+    draw_curves(ax, curves, lines, markers=six_of)
     ax.set_ylim(0.6 * min(c.low.min() for c in curves), 1.6 * max(1.0, *(c.high.max() for c in curves)))
     ax.margins(x=0.02)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -108,7 +108,7 @@ def widest(curves):
 
 @command
 def main(argv=None):
-    args = arguments(__doc__, "train_ICL.py", unfinished=True).parse_args(argv)
+    args = arguments(__doc__, "train_ICL.py").parse_args(argv)
     runs = runs_of(args, "train_ICL.py")
     panels = panels_of(runs, curves := tuned(runs, unnamed=ICL_SIZES))
     panels = {f"n_dims = {n_dims}, D = {(shown := widest(mine))[0].d_model}": shown for n_dims, mine in panels.items()}

@@ -129,7 +129,7 @@ def baseline_words(runs):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train_ICL.py", unfinished=True, at_step=True, out=False)
+    parser = arguments(__doc__, "train_ICL.py", out=False)
     parser.add_argument("--steps", metavar="A|B", help="the error at these steps")
     parser.add_argument("--errors", metavar="A|B", help="when these errors are reached")
     parser.add_argument("--ledger", action="store_true", help="every run")
@@ -140,7 +140,7 @@ def main(argv=None):
     tables = [by_steps(runs, parse_list(args.steps, "steps"))] if args.steps else []
     tables += [by_errors(runs, parse_list(args.errors, "errors", float))] if args.errors else []
     tables += [ledger(runs)] if args.ledger else []
-    show(*tables, words=f"{hours_words(runs, args.at_step)} {baseline_words(runs)}")
+    show(*tables, words=f"{hours_words(runs)} {baseline_words(runs)}")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def one_rate_words(curves):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
+    parser = arguments(__doc__, "train.py", out=False)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--all-rates", action="store_true", help="every learning rate instead of the best")
     how.add_argument("--by-width", action="store_true", help="the last losses, a row a structure and a column a width")
@@ -100,7 +100,7 @@ def main(argv=None):
         return show(by_width(runs))
     curves = group(runs, COLUMNS | {LM_RATE}) if args.all_rates else tuned(runs, LM_LOSS, LM_RATE, COLUMNS)
     show(rows([curve for kind in by_kind(curves) for curve in sorted(kind, key=order)]))
-    print("\n".join(filter(None, ("\n" + hours_words(runs, args.at_step), one_rate_words(curves)))))
+    print("\n".join(filter(None, ("\n" + hours_words(runs), one_rate_words(curves)))))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def picture(out, panels=1, columns=None):
             print(out.with_suffix(suffix))
 
 
-def draw_curves(ax, curves, markers, lines=None):
+def draw_curves(ax, curves, lines=None, markers=lambda n: [n - 1]):
     """A line for every curve, a band from the lowest seed to the highest, a marker at the points `markers(n)`.
 
     lines: {variant: line style}, if not only of these curves.
@@ -105,15 +105,13 @@ def structure_style(structure):
     return dict(color=colour, marker=marker, markersize=size, markeredgecolor="white", markeredgewidth=0.4)
 
 
-def line_styles(curves):
+def line_styles(curves, lines=LINES):
     """{variant: line style}; raises BadInput if there are more variants than styles to tell them apart."""
     variants = list(dict.fromkeys(c.variant for c in curves if c.variant))
-    if len(variants) > len(LINES):
-        raise BadInput(
-            f"{len(variants)} kinds of run per structure are too many for one picture ({'; '.join(variants)}); "
-            "choose with --only NAME=VALUE"
-        )
-    return dict(zip(variants, LINES, strict=False)) | {"": "-"}
+    if len(variants) > len(lines):
+        several = f"{len(variants)} kinds of run per structure are too many for one picture ({'; '.join(variants)})"
+        raise BadInput(f"{several}; choose with --only NAME=VALUE")
+    return dict(zip(variants, lines, strict=False)) | {"": "-"}
 
 
 def legend(ax, curves):
@@ -156,9 +154,9 @@ def handles(curves):
     return structures, variants
 
 
-def structure_key(structure, note="", **look):
-    """The handle of a structure in a legend, its name followed by a note."""
-    return Line2D([], [], **structure_style(structure) | look, label=STRUCTURES[structure][0] + note)
+def structure_key(structure, **look):
+    """The handle of a structure in a legend, labelled with its name unless said otherwise."""
+    return Line2D([], [], **dict(structure_style(structure), label=STRUCTURES[structure][0]) | look)
 
 
 def line_key(label, **look):

@@ -1,7 +1,6 @@
 """The records of runs, read: by a resume, by sweeps, by collect.py and by figures alike (DESIGN 9)."""
 
 import json
-import math
 import shlex
 import statistics
 from dataclasses import dataclass
@@ -73,12 +72,11 @@ def read_metrics(folder):
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """One run's folder: the dict of run.json and the lines of metrics.jsonl; `as_of`: the step it ends at here."""
+    """One run's folder: the dict of run.json and the lines of metrics.jsonl."""
 
     folder: Path
     record: dict
     metrics: list
-    as_of: float = math.inf
 
     @cached_property
     def settings(self):
@@ -116,10 +114,10 @@ class RecordedRun:
 
     @cached_property
     def evaluated(self):
-        """{metric: {step: line}} up to `as_of`; a step logged twice counts as it was logged last."""
+        """{metric: {step: line}}; a step logged twice counts as it was logged last."""
         found = {}
         for line in self.metrics:
-            for name in line if line["step"] <= self.as_of else ():
+            for name in line:
                 found.setdefault(name, {})[line["step"]] = line
         return found
 
@@ -203,6 +201,45 @@ def find_runs(paths, script="train.py"):
         how = [f"no run in {path}; make it with: python {script} {CONFIGS[script]} --out_dir={path}" for path in empty]
         raise BadInput("\n".join(how))
     return [load_run(folder) for folder in sorted(folders.values())]
+
+
+def grouped(items, key):
+    """{key(item): items}, in the order of their first."""
+    found = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def best_of(runs, names, errors_of):
+    """(the runs whose values of the settings `names` have the lowest mean error, {values: mean error}).
+
+    errors_of(runs): {run: error}. The means are over the seeds that all values have, so that more seeds of one are no
+    advantage. Raises BadInput if there is no such seed.
+    """
+    tried = grouped(runs, lambda run: tuple(run.settings[name] for name in names))
+    common = set.intersection(*({run.settings["seed"] for run in same} for same in tried.values()))
+    if not common:
+        words = " or ".join(", ".join(map(str, values)) for values in tried)
+        alike = f"{runs[0].folder} and {len(runs) - 1} runs like it"
+        raise BadInput(f"no seed is in all of {', '.join(names)} = {words}, at which {alike} are to be compared")
+    compared = {values: [run for run in same if run.settings["seed"] in common] for values, same in tried.items()}
+    errors = errors_of([run for same in compared.values() for run in same])
+    means = {values: statistics.fmean(errors[run] for run in same) for values, same in compared.items()}
+    return tried[min(means, key=means.get)], means
+
+
+def last_shared(metric):
+    """The function from runs to {run: `metric` at the last step at which all of them have it}, for `best_of`."""
+
+    def errors_of(runs):
+        series = {run: run.series(metric) for run in runs}
+        steps = set.intersection(*map(set, series.values()))
+        if not steps:
+            raise BadInput(f"no step at which {metric} is known for all of {', '.join(str(r.folder) for r in runs)}")
+        return {run: pairs[max(steps)][1] for run, pairs in series.items()}
+
+    return errors_of
 
 
 def _kind(value):
