@@ -25,7 +25,7 @@ from plots.tables import show, student, within
 from plots.ts_kinds import kinds_of
 from plots.ts_pairs import CHRONOS_ERRORS, chronos_pairs, paired
 from training.errors import command
-from training.records import find_runs
+from training.records import find_runs, shared_steps
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 EIGHT_LEVELS = ("mlr_rank_list=32|8|6|4|4|4|4|2", "block_size=1024", "validation=random windows")
@@ -50,11 +50,10 @@ def recall():
 
 def standing(curves):
     """What curves of one size had come to at the last step that they share, each kind at its best rate."""
-    series = {id(run): run.series(ERROR) for curve in curves for run in curve.runs}
-    step = max(set.intersection(*map(set, series.values())))
+    step = shared_steps([run for curve in curves for run in curve.runs], ERROR)[-1]
     words = []
     for same in of_one_kind(curves):
-        errors = min(([series[id(run)][step][1] for run in curve.runs] for curve in same), key=statistics.median)
+        errors = min(([run.series(ERROR)[step][1] for run in curve.runs] for curve in same), key=statistics.median)
         words.append(f"{same[0].label} {statistics.median(errors):.2f} ({len(errors)} seed{'s' * (len(errors) > 1)})")
     return f"after {step:,} steps {', '.join(words)}"
 

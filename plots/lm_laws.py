@@ -60,8 +60,7 @@ class Laws:
 
     def loss(self, structure, x):
         """(loss, lowest, highest) at x, arrays."""
-        log_x = np.log(np.atleast_1d(np.asarray(x, float))) - self.middle
-        points = pd.DataFrame({structure: 1.0, f"{structure} log x": log_x})
+        points = pd.DataFrame({structure: 1.0, f"{structure} log x": np.log(x) - self.middle})
         points = points.reindex(columns=self.regression.params.index, fill_value=0.0)
         band = self.regression.get_prediction(points).summary_frame()
         return tuple(np.exp(band[name].to_numpy()) for name in ("mean", "mean_ci_lower", "mean_ci_upper"))
@@ -83,18 +82,6 @@ class Laws:
 
         drawn = bootstrap((residuals,), share, n_resamples=RESAMPLED, batch=1000, method="percentile", rng=0)
         return float(share(0 * residuals)), *map(float, drawn.confidence_interval)
-
-    def crossing(self, structure):
-        """The x at which the law of a structure meets standard attention's."""
-        params = self.regression.params
-        height, slope = (params[structure + end] - params[STANDARD + end] for end in ("", " log x"))
-        return np.exp(-height / slope + self.middle)
-
-    def common_losses(self, structure):
-        """The lowest and the highest loss, in hundredths, that the laws of a structure and standard attention reach."""
-        x = self.points.groupby("structure", observed=True).x.agg(["max", "min"])
-        low, high = np.transpose([self.loss(s, x.loc[s])[0] for s in (structure, STANDARD)])
-        return np.ceil(100 * max(low)) / 100, np.floor(100 * min(high)) / 100
 
 
 def best_runs(runs):
@@ -152,10 +139,15 @@ def exponents(laws):
 
 
 def shares(laws):
-    """Rows of the losses that two laws share: what part of standard attention's x MLR attention takes."""
-    losses = next(iter(laws.values())).common_losses(MLR)
+    """Rows of losses, in hundredths: what part of standard attention's x MLR attention takes.
+
+    They are the lowest and the highest that the first of the laws {x: Laws} of both reach.
+    """
+    first = next(iter(laws.values()))
+    x = first.points.groupby("structure", observed=True).x.agg(["min", "max"])
+    high, low = np.transpose([first.loss(s, x.loc[s])[0] for s in (MLR, STANDARD)])
     rows = [["MLR takes, for a loss of", *(f"of standard attention's {AXES[x]}" for x in laws)]]
-    for loss in losses[::-1]:
+    for loss in np.floor(100 * min(high)) / 100, np.ceil(100 * max(low)) / 100:
         cells = [law.share(MLR, loss) for law in laws.values()]
         rows.append([f"{loss:.2f}", *(f"{share:.2f} {within(*ends, '.2f')}" for share, *ends in cells)])
     return rows
@@ -163,7 +155,9 @@ def shares(laws):
 
 def crossing_words(law):
     """Where the laws of MLR and of standard attention meet, in words."""
-    times = law.crossing(MLR) / law.points.x.max()
+    fit = law.regression.params
+    height, slope = (fit[MLR + end] - fit[STANDARD + end] for end in ("", " log x"))
+    times = np.exp(-height / slope + law.middle) / law.points.x.max()
     if not times >= 1:
         return "The laws of MLR and of standard attention do not meet beyond the largest run."
     words = f"{times:.1f} times" if times < 100 else "more than 100 times"

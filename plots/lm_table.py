@@ -27,9 +27,13 @@ def rows(curves):
     for curve in curves:
         flops, losses = zip(*(run.end(LM_LOSS, "non_emb_compute") for run in curve.runs), strict=True)
         steps = min(max(run.series(LM_LOSS, "non_emb_compute")) for run in curve.runs)
+        timed = all(len(run.paces) >= FEWEST_PACES for run in curve.runs)
         found.append([
-            curve.label, ranks(curve), curve.d_model, curve.settings["block_size"], f"{steps:,}", rate_words(curve),
-            " ".join(map(str, curve.seeds)), each(losses), pace_words(curve), f"{statistics.fmean(flops):.3g}",
+            curve.label, ranks(curve), curve.d_model, curve.settings["block_size"], f"{steps:,}",
+            f"{curve.settings[LM_RATE]:g}" + (f" ({' '.join(f'{r:g}' for r in curve.tried)})" if curve.tried else ""),
+            " ".join(map(str, curve.seeds)), each(losses),
+            f"{statistics.fmean(run.pace for run in curve.runs):,.0f}" if timed else "",
+            f"{statistics.fmean(flops):.3g}",
         ])  # fmt: skip
     return found
 
@@ -61,23 +65,10 @@ def ranks(curve):
     return curve.settings["mlr_rank_list"] if curve.structure == MLR else ""
 
 
-def rate_words(curve):
-    """The rate, behind it those it was chosen from if it was."""
-    rate = f"{curve.settings[LM_RATE]:g}"
-    return f"{rate} ({' '.join(f'{r:g}' for r in curve.tried)})" if curve.tried else rate
-
-
 def each(values):
     """The mean, and in brackets all of several."""
     mean = f"{statistics.fmean(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ({' '.join(f'{value:.4f}' for value in values)})"
-
-
-def pace_words(curve):
-    """The mean over seeds of the median pace."""
-    if min(len(run.paces) for run in curve.runs) < FEWEST_PACES:
-        return ""
-    return f"{statistics.fmean(run.pace for run in curve.runs):,.0f}"
 
 
 def one_rate_words(curves):

@@ -5,6 +5,7 @@ every run. Runs that ended early, are missing or lack a metric are refused with 
 """
 
 import argparse
+import contextlib
 import difflib
 import itertools
 import json
@@ -17,7 +18,7 @@ import pandas as pd
 
 from plots.names import ICL_RATE, IGNORED, SHORT, STRUCTURES
 from training.errors import BadInput
-from training.records import best_of, find_runs, grouped, last_shared
+from training.records import best_of, find_runs, grouped, shared_steps
 
 
 def plain_arguments(description):
@@ -59,7 +60,9 @@ def select(runs, only):
         name, equals, value = text.partition("=")
         if not equals:
             raise BadInput(f"--only {text}: settings are chosen as NAME=VALUE")
-        wanted.setdefault(name, []).extend(_readings(value))
+        wanted.setdefault(name, []).append(value)
+        with contextlib.suppress(ValueError, SyntaxError):
+            wanted[name].append(literal_eval(value))
     for name, values in wanted.items():
         known = sorted({key for run in chosen for key in run.settings})
         if name not in known:
@@ -74,14 +77,6 @@ def select(runs, only):
     return chosen
 
 
-def _readings(text):
-    """A value as it is written and, where it is one, as a Python literal."""
-    try:
-        return [text, literal_eval(text)]
-    except (ValueError, SyntaxError):
-        return [text]
-
-
 def check_finished(runs, script, unfinished=False):
     """Raises BadInput if a run is of another script or not finished, with the command that would finish it.
 
@@ -93,15 +88,13 @@ def check_finished(runs, script, unfinished=False):
             raise BadInput(f"{run.folder} is a run of {made_by}, this picture is made from runs of {script}")
         if run.structure not in STRUCTURES:
             raise BadInput(f"{run.folder}: no name for token_mixing_struct '{run.structure}' in structured/scorings")
-
     left = [run for run in runs if run.status != "finished" and not unfinished]
     if left:
-        step = left[0].metrics[-1]["step"] if left[0].metrics else 0
-        where = f"({left[0].status}, step {step} of {left[0].settings['max_iters']})"
+        run, step = left[0], left[0].metrics[-1]["step"] if left[0].metrics else 0
+        where = f"{run.folder} is not finished ({run.status}, step {step} of {run.settings['max_iters']})"
         more = f", nor are {len(left) - 1} more of {len(runs)} runs" if len(left) > 1 else ""
-        how = left[0].command(f"--init_from={'resume' if (left[0].folder / 'ckpt.pt').exists() else 'auto'}")
-        advice = f"take what there is with --unfinished, or go on with: {how}"
-        raise BadInput(f"{left[0].folder} is not finished {where}{more}; {advice}")
+        how = run.command(f"--init_from={'resume' if (run.folder / 'ckpt.pt').exists() else 'auto'}")
+        raise BadInput(f"{where}{more}; take what there is with --unfinished, or go on with: {how}")
 
 
 def check_same(runs, names):
@@ -190,18 +183,24 @@ def group(runs, unnamed=frozenset()):
     Raises BadInput for the same seed twice in a curve.
     """
     lines = "d_model" in unnamed
-    groups = sorted(_alike(runs, IGNORED), key=lambda g: _order(g, lines))
+
+    def order(runs):
+        settings = runs[0].settings
+        size = settings["d_model"], -settings["n_head"]
+        place = list(STRUCTURES).index(runs[0].structure)
+        return place, *(size[::-1] if lines else size), json.dumps(settings, sort_keys=True)
+
+    groups, curves = sorted(_alike(runs, IGNORED), key=order), []
     check_once(groups)
-    widths = len({g[0].settings["d_model"] for g in groups}) > 1
-    curves = []
-    for g in groups:
-        alike = [h[0].settings for h in groups if h[0].structure == g[0].structure]
+    widths = len({same[0].settings["d_model"] for same in groups}) > 1
+    for same in groups:
+        alike = [other[0].settings for other in groups if other[0].structure == same[0].structure]
         names = ["d_model"] if widths else []
         names += ["n_head"] if lines and len({settings["n_head"] for settings in alike}) > 1 else []
         of_a_size = grouped(alike, lambda settings: (settings["d_model"], settings.get("n_dims"))).values()
-        telling = dict.fromkeys(itertools.chain.from_iterable(map(differing, of_a_size)))
-        names += [n for n in telling if n not in IGNORED | {*names, "d_model"}]
-        curves.append(Curve(g, ", ".join(_setting_words(n, g[0].settings.get(n)) for n in names if n not in unnamed)))
+        names += [n for n in itertools.chain(*map(differing, of_a_size)) if n not in IGNORED | {"d_model"}]
+        words = [_setting_words(n, same[0].settings.get(n)) for n in dict.fromkeys(names) if n not in unnamed]
+        curves.append(Curve(same, ", ".join(words)))
     return curves
 
 
@@ -220,8 +219,9 @@ def tuned(runs, metric="eval/last", rate=ICL_RATE, unnamed=frozenset()):
     """
     tried = {}
     for kind in _alike(runs, IGNORED | {rate}):
+        last = shared_steps(kind, metric)[-1]
         kind.sort(key=lambda run: run.settings[rate])
-        best, errors = best_of(kind, [rate], last_shared(metric))
+        best, errors = best_of(kind, [rate], lambda run, last=last: run.series(metric)[last][1])
         rates = {lr: error for (lr,), error in errors.items()}
         tried |= dict.fromkeys(best, rates)
     curves = group(tried, unnamed | {rate})
@@ -246,14 +246,6 @@ def differing(settings):
     return [name for name in names if any(each.get(name) != settings[0].get(name) for each in settings)]
 
 
-def _order(runs, lines=False):
-    """By structure and width, more heads first; for lines through widths by heads before width."""
-    settings = runs[0].settings
-    size = settings["d_model"], -settings["n_head"]
-    place = list(STRUCTURES).index(runs[0].structure)
-    return place, *(size[::-1] if lines else size), json.dumps(settings, sort_keys=True)
-
-
 def learning_curves(runs, metric, x, unnamed=frozenset()):
     """A Curve for each group of runs, with the numbers that `trace` gives it."""
     return trace(group(runs, unnamed), metric, x)
@@ -262,12 +254,9 @@ def learning_curves(runs, metric, x, unnamed=frozenset()):
 def trace(curves, metric, x):
     """The curves, now with their numbers: `metric` over `x` from the first step on, where all seeds were evaluated."""
     for curve in curves:
+        curve.steps = shared_steps(curve.runs, metric, x)
         series = [run.series(metric, x) for run in curve.runs]
-        curve.steps = sorted(s for s in set.intersection(*map(set, series)) if s > 0)
-        if not curve.steps:
-            folders = ", ".join(str(run.folder) for run in curve.runs)
-            raise BadInput(f"no step after the first at which {metric} is known for all of {folders}")
-        points = np.array([[s[step] for step in curve.steps] for s in series], float)  # (seeds, n, 2)
+        points = np.array([[each[step] for step in curve.steps] for each in series], float)  # (seeds, n, 2)
         curve.set(points[..., 0], points[..., 1])
     return curves
 

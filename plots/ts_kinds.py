@@ -122,8 +122,8 @@ def relevant(run):
     return kept
 
 
-def lowest_val(runs):
-    return {run: min(value for _, value in run.series("val/mse").values()) for run in runs}
+def lowest_val(run):
+    return min(value for _, value in run.series("val/mse").values())
 
 
 def kinds_of(runs):

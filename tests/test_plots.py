@@ -457,8 +457,6 @@ def test_laws_that_meet(tmp_path):
         scale = 0.95 * (1e9 * 300 * 512**2) ** -0.02
         write_lm(tmp_path / f"m{width}", width, scale, exponent=0.03, token_mixing_struct="multi_level_low_rank")
     laws = lm_laws.fit_laws(read_runs([tmp_path], "train.py"))
-    largest = 300e9 * 512**2
-    assert laws.crossing("multi_level_low_rank") == pytest.approx(largest * 0.95**-50, rel=1e-6)
     words = lm_laws.crossing_words(laws)
     assert words.endswith(f"meet at {0.95**-50:.1f} times the FLOPs of the largest run.")
 

@@ -211,11 +211,11 @@ def grouped(items, key):
     return found
 
 
-def best_of(runs, names, errors_of):
+def best_of(runs, names, error):
     """(the runs whose values of the settings `names` have the lowest mean error, {values: mean error}).
 
-    errors_of(runs): {run: error}. The means are over the seeds that all values have, so that more seeds of one are no
-    advantage. Raises BadInput if there is no such seed.
+    error: run -> number. The means are over the seeds that all values have, so that more seeds of one are no advantage.
+    Raises BadInput if there is no such seed.
     """
     tried = grouped(runs, lambda run: tuple(run.settings[name] for name in names))
     common = set.intersection(*({run.settings["seed"] for run in same} for same in tried.values()))
@@ -223,23 +223,20 @@ def best_of(runs, names, errors_of):
         words = " or ".join(", ".join(map(str, values)) for values in tried)
         alike = f"{runs[0].folder} and {len(runs) - 1} runs like it"
         raise BadInput(f"no seed is in all of {', '.join(names)} = {words}, at which {alike} are to be compared")
-    compared = {values: [run for run in same if run.settings["seed"] in common] for values, same in tried.items()}
-    errors = errors_of([run for same in compared.values() for run in same])
-    means = {values: statistics.fmean(errors[run] for run in same) for values, same in compared.items()}
+    means = {
+        values: statistics.fmean(error(run) for run in same if run.settings["seed"] in common)
+        for values, same in tried.items()
+    }
     return tried[min(means, key=means.get)], means
 
 
-def last_shared(metric):
-    """The function from runs to {run: `metric` at the last step at which all of them have it}, for `best_of`."""
-
-    def errors_of(runs):
-        series = {run: run.series(metric) for run in runs}
-        steps = set.intersection(*map(set, series.values()))
-        if not steps:
-            raise BadInput(f"no step at which {metric} is known for all of {', '.join(str(r.folder) for r in runs)}")
-        return {run: pairs[max(steps)][1] for run, pairs in series.items()}
-
-    return errors_of
+def shared_steps(runs, metric, x="step"):
+    """The steps but 0 at which all runs have `metric` and `x`, ascending. Raises BadInput if there is none."""
+    steps = set.intersection(*(set(run.series(metric, x)) for run in runs)) - {0}
+    if not steps:
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise BadInput(f"no step after the first at which {metric} is known for all of {folders}")
+    return sorted(steps)
 
 
 def _kind(value):

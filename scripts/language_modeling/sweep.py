@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.grid import GridSettings, launch, pick
 from training.configurator import configure, parse_list, setting
 from training.errors import command
-from training.records import best_of, find_runs, last_shared
+from training.records import best_of, find_runs, shared_steps
 
 CONFIG = "config/struct_configs"
 RATES = {  # structure: {d_model: the best rate in the paper's runs}
@@ -65,9 +65,13 @@ def best_rate(runs, structure):
     """The rate of the lowest loss at the smallest width, among the longest finished runs of the main grid, or None."""
     name = re.compile(rf"{structure}_d{min(RATES[structure])}_lr[^_]*_seed\d+")
     done = [run for run in runs if name.fullmatch(run.folder.name) and run.status == "finished"]
-    longest = max((run.settings["max_iters"] for run in done), default=None)
+    if not done:
+        return None
+    longest = max(run.settings["max_iters"] for run in done)
     same = [run for run in done if run.settings["max_iters"] == longest]
-    return best_of(same, ["init_lr"], last_shared("val/loss"))[0][0].settings["init_lr"] if same else None
+    last = shared_steps(same, "val/loss")[-1]
+    best, _ = best_of(same, ["init_lr"], lambda run: run.series("val/loss")[last][1])
+    return best[0].settings["init_lr"]
 
 
 @command
