@@ -68,13 +68,13 @@ def language():
     long = read_runs([RESULTS / "language_modeling"], "train.py", ["max_iters=100000", EIGHT_LEVELS[2]])
     last = {curve.structure: curve.mean[-1] for curve in curves_of(long)}
     laws = fit_laws(runs)
-    b = {s: f"{found[0]:.3f} {within(*found[1:])}" for s in (STANDARD, MLR) if (found := laws.exponent(s))}
+    standard, mlr = (f"{b:.3f} {within(*ends)}" for b, *ends in map(laws.exponent, (STANDARD, MLR)))
     return (
         f"**seen** at equal steps: after 10,000 steps at rate 3e-3 MLR attention has the lower loss in "
         f"{(table.lead > 0).sum()} of {len(table)} pairs of runs, by {mean:.4f} nats a character "
         f"{within(low, high, '.4f')}; the lead shrinks with the width ({slope:+.3f} {within(*ends, '+.3f')} per unit "
         f"of ln d_model). {lead_words(losses(tried))} After 100,000 steps (d_model 256, one seed) the losses are "
-        f"{last[MLR]:.3f} and {last[STANDARD]:.3f}. **Not seen**: a larger exponent ({b[MLR]} against {b[STANDARD]})"
+        f"{last[MLR]:.3f} and {last[STANDARD]:.3f}. **Not seen**: a larger exponent ({mlr} against {standard})"
     )
 
 
@@ -87,9 +87,8 @@ def series():
     ahead = all(value < 0 for name in ("test/mse", "test/wql") for value in chronos[name])
     return (
         f"**not seen** on ETTh1: over {len(values)} comparisons of three seeds the differences from standard attention "
-        f"have p of {min(values):.2g} or more. A small Chronos is "
-        + ("ahead with MLR in all" if ahead else "not ahead with MLR in all")
-        + f" {len(next(iter(chronos.values())))} pairs ({', '.join(words)})"
+        f"have p of {min(values):.2g} or more. A small Chronos is {'' if ahead else 'not '}ahead with MLR in all "
+        f"{len(chronos['test/mse'])} pairs ({', '.join(words)})"
     )
 
 

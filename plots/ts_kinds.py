@@ -153,12 +153,12 @@ def by_horizon(runs):
 
 
 def read_both(args):
-    """(runs of train_TS.py, runs of train_chronos.py) that the flags of `arguments` ask for, all finished."""
-    by_script = grouped(select(find_runs(args.runs, "train_TS.py"), args.only), lambda run: run.record["command"])
-    of_chronos = by_script.pop(CHRONOS, [])
-    others = [run for runs in by_script.values() for run in runs]
-    check_finished(of_chronos, CHRONOS)
-    check_finished(others, "train_TS.py")
+    """(runs of train_TS.py, runs of train_chronos.py) that the flags of `arguments` ask for."""
+    runs = select(find_runs(args.runs, "train_TS.py"), args.only)
+    of_chronos = [run for run in runs if run.record["command"] == CHRONOS]
+    others = [run for run in runs if run.record["command"] != CHRONOS]
+    check_finished(of_chronos, CHRONOS, args.unfinished)
+    check_finished(others, "train_TS.py", args.unfinished)
     return others, of_chronos
 
 

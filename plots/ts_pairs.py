@@ -55,9 +55,10 @@ def words(values):
 def paired(kinds, read=lowest_validation):
     """{(label, horizon): differences, one a seed} of every function beside standard attention."""
     return {
-        (other.label, horizon): differences(runs, base.runs.get(horizon, []), read)
+        (other.label, horizon): values
         for base, other in with_standard(kinds)
         for horizon, runs in other.runs.items()
+        if (values := differences(runs, base.runs.get(horizon, []), read))
     }
 
 
@@ -79,7 +80,7 @@ def rows(kinds):
 def chronos_pairs(runs):
     """{structure: {metric: differences from T5's attention, one a seed}} of Chronos runs."""
     groups = grouped(runs, lambda run: run.structure)
-    base = groups.pop(STANDARD)
+    base = groups.pop(STANDARD, [])
     return {
         structure: {m: differences(mine, base, lambda run, m=m: best_line(run)[m]) for m in CHRONOS_ERRORS}
         for structure, mine in groups.items()
@@ -96,7 +97,7 @@ def chronos_rows(runs):
 
 def best_line(run):
     """The evaluation of lowest validation quantile loss of a Chronos run."""
-    return min(run.evaluated["val/wql"].values(), key=lambda line: line["val/wql"])
+    return run.evaluated["val/wql"][min(run.series("val/wql").items(), key=lambda item: item[1][1])[0]]
 
 
 @command

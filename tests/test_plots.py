@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,6 +40,7 @@ from structured import STRUCTURES as SCORING
 from training.errors import BadInput
 from training.records import load_run
 
+ROOT = Path(__file__).parents[1]
 SCRIPTS = {"train_ICL.py": train_ICL.Settings, "train.py": train.Settings}
 STEPS = (0, 100, 200, 300)
 COLOURS = {structure: colour for structure, (_, colour, _) in STRUCTURES.items()}
@@ -217,6 +220,12 @@ def test_tables_cover_the_code():
         used = {f.name for f in dataclasses.fields(settings)} & IGNORED
         assert used <= free | {"seed"}
     assert set(icl_compute.TASK) <= {f.name for f in dataclasses.fields(train_ICL.Settings)}
+
+
+def test_plots_and_scripts_import_nothing_of_each_other():
+    for folder, other in (("plots", "scripts"), ("scripts", "plots")):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search(rf"^\s*(from|import) {other}\b", path.read_text(), re.MULTILINE), path
 
 
 def test_a_cut_last_line_is_left_out_and_a_damaged_one_before_it_is_refused(tmp_path):
@@ -898,6 +907,13 @@ def test_speed_table_of_attention_sets_the_default_first(tmp_path, capsys):
     assert second == "| 1000 | 2000.00 | 2.00 | 0.67 | 6000.00 | 2.00 | 0.67 | 2.00 |"
     words = " ".join(said.split())
     assert "takes 2.00 to 2.00 of the time of PyTorch's default attention forward, and 2.00 to 5.86 forward" in words
+
+
+def test_speed_table_names_a_record_that_lacks_a_row_and_records_that_make_no_table(tmp_path, capsys):
+    a, b = write_bench(tmp_path / "a.json"), write_bench(tmp_path / "b.json", backend="gone")
+    said = refusal(capsys, speed_table.main, b)
+    assert said == f"error: {b}: a row is damaged or missing (StopIteration())\n"
+    assert f"or several of step, please; not {a} {b}" in refusal(capsys, speed_table.main, a, b)
 
 
 def test_attention_speed_names_what_is_missing(tmp_path, capsys):
