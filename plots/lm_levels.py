@@ -15,13 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.names import IGNORED, LM_LOSS, LM_RATE, LOSS_WORDS, MLR, STANDARD, STRUCTURES
-from plots.records import arguments, check_same, grouped, runs_of, sequences, tuned
+from plots.records import arguments, check_same, runs_of, tuned
 from plots.style import GREY, draw_ends, legend, log_ticks, picture, structure_style
 from plots.tables import final_table
 from training.errors import BadInput, command
 
 RANKS = "mlr_rank_list"
-FREE = IGNORED | {"batch_size", "gradient_accumulation_steps", "token_mixing_struct", LM_RATE, RANKS}  # may differ
+FREE = IGNORED | {"token_mixing_struct", LM_RATE, RANKS}  # settings in which the runs may differ
 
 
 def levels(settings):
@@ -38,9 +38,6 @@ def check_alike(runs):
     names = sorted({name for run in runs for name in run.settings} - FREE)
     check_same(runs, [name for name in names if not name.startswith("mlr_")])
     check_same([run for run in runs if run.structure == MLR], [name for name in names if name.startswith("mlr_")])
-    if len(sizes := grouped(runs, sequences)) > 1:
-        words = " and ".join(f"{size} sequences a step in {same[0].folder}" for size, same in sizes.items())
-        raise BadInput(f"{words}; choose with --only batch_size=..")
 
 
 def draw(ax, runs):

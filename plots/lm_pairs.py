@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.lm_laws import best_runs
 from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, STANDARD, STRUCTURES
-from plots.records import arguments, frame, runs_of, sequences
+from plots.records import arguments, frame, runs_of
 from plots.tables import show, student, within
 from training.errors import BadInput, command
 from training.records import RANDOM
@@ -34,7 +34,7 @@ def pairs(runs, best=False):
     could both be in a pair.
     """
     table, same = frame(runs, LM_LOSS), SAME[:-1] if best else SAME
-    table["sequences"] = table.run.map(sequences)
+    table["sequences"] = table.batch_size * table.gradient_accumulation_steps  # a step
     table["windows"] = (table.batch_size * table.eval_iters).where(table.validation == RANDOM)  # an evaluation
     twice = table[table.duplicated(["structure", *same], keep=False)]
     if len(twice):

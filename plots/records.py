@@ -118,11 +118,6 @@ def frame(runs, metric=None, x="step"):
     return table.assign(structure=pd.Categorical(table.structure, list(STRUCTURES), ordered=True))
 
 
-def sequences(run):
-    """How many a step of a language model takes."""
-    return run.settings["batch_size"] * run.settings["gradient_accumulation_steps"]
-
-
 @dataclass
 class Curve:
     """The runs of one curve and their name: the structure, and in `variant` what tells it from others of its structure.

@@ -328,6 +328,18 @@ def test_missing_metrics_are_named(tmp_path, capsys):
     assert not list(tmp_path.glob("fig*"))
 
 
+def test_settings_that_are_missing_and_numbers_that_are_words_are_named(tmp_path, capsys):
+    out, a, b = ("--out", tmp_path / "fig.png"), write_icl(tmp_path / "a"), write_lm(tmp_path / "b")
+    record = json.loads((a / "run.json").read_text())
+    del record["settings"]["d_model"]
+    (a / "run.json").write_text(json.dumps(record))
+    text = (b / "metrics.jsonl").read_text()
+    (b / "metrics.jsonl").write_text(text.replace('"val/loss": ', '"val/loss": "x", "y": '))
+    assert refusal(capsys, icl_compute.main, a, *out) == f"error: {a}/run.json has no setting d_model\n"
+    said = f"error: {b}: val/loss or step is no finite number at step 0\n"
+    assert refusal(capsys, lm_compute.main, b, "--x=step", *out) == said
+
+
 def test_what_cannot_share_a_picture_is_refused(tmp_path, capsys):
     a, b = write_icl(tmp_path / "a"), write_icl(tmp_path / "b", noise_std=0.5)
     lm, out = write_lm(tmp_path / "lm"), tmp_path / "fig.png"
@@ -656,14 +668,12 @@ def test_lm_levels_refuses_what_differs_in_more_than_its_levels(tmp_path, capsys
         ("steps", mlr | dict(max_iters=600), "differ in max_iters (300 or 600)"),
         ("data", mlr | dict(dataset="pydocs"), "differ in dataset"),
         ("weights", mlr | dict(mlr_block_divide_by_num_levels=True), "differ in mlr_block_divide_by_num_levels"),
-        ("batch", mlr | dict(batch_size=8), "64 sequences a step in"),
+        ("batch", mlr | dict(batch_size=8), "differ in batch_size (4 or 8)"),
         ("again", mlr | dict(mlr_rank_list="16|32|16"), "both have 3 levels; choose with --only"),
         ("window", dict(token_mixing_struct="low_rank_with_sliding_window"), "sliding window, which has no levels"),
     ):
         more = write_lm(tmp_path / name, **flags)
         assert said in refusal(capsys, lm_levels.main, tmp_path / "runs", more, "--out", tmp_path / "fig.png")
-    more = write_lm(tmp_path / "same", **mlr, batch_size=32, gradient_accumulation_steps=1)
-    lm_levels.main([str(tmp_path / "runs"), str(more), "--out", str(tmp_path / "ok.png")])  # as many in a step
     assert not list(tmp_path.glob("fig*"))
 
 

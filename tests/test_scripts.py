@@ -87,7 +87,7 @@ def test_grids_of_language_models(capsys, monkeypatch):
 
 
 def test_the_best_rate_at_the_smallest_width_goes_to_the_others(tmp_path, capsys, monkeypatch):
-    """Of finished runs at the smallest width of the main grid; a better loss of shorter runs, widths or T has no say."""
+    """Of the longest finished runs of the main grid's smallest width; a better loss elsewhere has no say."""
     monkeypatch.chdir(ROOT)
     common = [f"--out_dir={tmp_path}", "--seeds=1"]
 

@@ -70,6 +70,17 @@ def read_metrics(folder):
     return lines
 
 
+class _Settings(dict):
+    """The settings of a record, which names its folder where one is missing."""
+
+    def __init__(self, settings, folder):
+        super().__init__(settings)
+        self.folder = folder
+
+    def __missing__(self, name):
+        raise BadInput(f"{self.folder}/run.json has no setting {name}")
+
+
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
     """One run's folder: the dict of run.json and the lines of metrics.jsonl."""
@@ -87,10 +98,10 @@ class RecordedRun:
         windows of different seeds.
         """
         settings = self.record["settings"]
-        if self.record["command"] != "train.py":
-            return settings
-        tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
-        return settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
+        if self.record["command"] == "train.py":
+            tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
+            settings = settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
+        return _Settings(settings, self.folder)
 
     @property
     def status(self):
@@ -176,8 +187,12 @@ class RecordedRun:
         return BadInput(f"{self.folder} has no {metric}; {how} with: {self.command('--overwrite=True')}")
 
     def _check_finite(self, values, what, step):
-        if not np.isfinite(np.asarray(values, float)).all():
-            raise BadInput(f"{self.folder}: {what} is not finite at step {step}")
+        try:
+            finite = np.isfinite(np.asarray(values, float)).all()
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise BadInput(f"{self.folder}: {what} is no finite number at step {step}")
 
 
 def load_run(folder):
