@@ -30,7 +30,7 @@ results/recall.png:
 results/language_modeling.png: results/recall.png
 
 results/icl_examples.png:
-	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --out $@
+	$(BIN)/python plots/icl_examples.py results/icl_regression/*_n16_*_lr5e-05_* results/icl_regression/*_n64_* --unfinished --out $@
 
 results/lm_scaling.png:
 	$(BIN)/python plots/lm_compute.py $(LM)/*_lr0.003_seed[12] --only max_iters=10000 $(EIGHT_LEVELS) --fit --x=non_emb_compute --x=gpu_seconds --out $@

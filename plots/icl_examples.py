@@ -2,8 +2,7 @@
 
     python plots/icl_examples.py results/icl_regression --out out/figures/icl_examples.png
 
-A panel for each n_dims, with the largest width that all its structures were trained at (--only d_model=.. for another),
-at the best of their learning rates.
+A panel for each n_dims and width (some of them: --only d_model=..), every curve at the best of its learning rates.
 """
 
 import sys
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.icl_regression.tasks import QUERY_TASKS
 from plots.names import ICL_SIZES
-from plots.records import arguments, by_kind, by_setting, check_same, runs_of, tuned
+from plots.records import arguments, by_setting, check_same, runs_of, tuned
 from plots.style import GREY, draw_curves, label_ends, line_styles, log_ticks, picture, shared_legend
 from plots.tables import final_table
 from training.errors import BadInput, command
@@ -86,27 +85,21 @@ def baselines(runs):
     return next((line["baselines"] for line in reversed(runs[0].metrics) if "baselines" in line), {})
 
 
-def widest(curves):
-    """The curves of the largest width that every structure and variant has."""
-    widths = [{curve.d_model for curve in alike} for alike in by_kind(curves)]
-    common = set.intersection(*widths)
-    if not common:
-        raise BadInput(f"no width is in all of {widths} at n_dims = {curves[0].settings['n_dims']}; choose with --only")
-    return [curve for curve in curves if curve.d_model == max(common)]
-
-
 @command
 def main(argv=None):
     args = arguments(__doc__, "train_ICL.py").parse_args(argv)
     runs = runs_of(args, "train_ICL.py")
     panels = panels_of(runs, curves := tuned(runs, unnamed=ICL_SIZES))
-    panels = {f"n_dims = {n_dims}, D = {(shown := widest(mine))[0].d_model}": shown for n_dims, mine in panels.items()}
-    with picture(args.out, panels=len(panels), columns=2) as axes:
+    panels = {
+        f"n_dims = {n_dims}, D = {d_model}": alike
+        for n_dims, mine in panels.items() for d_model, alike in by_setting(mine, "d_model").items()
+    }  # fmt: skip
+    with picture(args.out, panels=len(panels), columns=min(3, len(panels))) as axes:
         for ax, (title, mine) in zip(axes, panels.items(), strict=True):
             draw(ax, mine, line_styles(curves))
             steps = sorted({curve.steps[-1] for curve in mine})
             words = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
-            ax.set_title(f"{title}, {words}")
+            ax.set_title(f"{title}\n{words}")
         shared_legend(axes, curves)
     for title, mine in panels.items():
         print(f"{title}\n{final_table(mine, f'error after {len(mine[0].x) - 1}')}")
