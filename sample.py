@@ -56,8 +56,8 @@ def load_model(out_dir, device="cpu"):
     saved = load_checkpoint(path)
     if "corpus" not in saved:
         raise BadInput(f"{path} is not a language model: it names no corpus to decode with")
-    model_cfg = TrainSettings(**saved["settings"]).model_config()
-    model = GPT(model_cfg, saved["corpus"]["vocab_size"]).to(device)
+    trained = TrainSettings(**saved["settings"])
+    model = GPT(trained.model_config(), len(saved["model"]["wte.weight"]), trained.tie_weights).to(device)
     load_weights(model, saved["model"], path)
     return model.eval(), *codec(saved["corpus"])
 

@@ -221,6 +221,13 @@ class Corpus:
     decode: Callable[[list[int]], str]
 
 
+def find_corpus(data_dir, dataset):
+    """The folder of a dataset: that in data_dir, or data_dir itself, where it is the dataset's own."""
+    folder = Path(data_dir) / dataset
+    own = not folder.exists() and (Path(data_dir).name == dataset or (Path(data_dir) / "meta.json").exists())
+    return Path(data_dir) if own else folder
+
+
 def load_corpus(folder, block_size, vocab_size=None):
     """Open a prepared corpus, checked before training rather than hours into it.
 

@@ -15,6 +15,7 @@ from training.devices import COMPILE_MODES
 from training.errors import BadInput
 
 DEFAULT_HEAD = 64  # the paper's language models
+STARTS = ("scratch", "resume", "auto")
 
 
 @dataclass
@@ -56,6 +57,8 @@ class StructureSettings(OwnSettings, PaperSettings):
     """What a model is: the paper's settings, those that scoring functions declare with `option`, and ours."""
 
     position: str = setting("learned", "where tokens are: learned vectors, rope, alibi, or none", before="learned")
+    mup: bool = setting(True, "µP; False: GPT-2's initial weights, one rate, eps 1e-8, scores / sqrt(r)", before=True)
+    gelu_tanh: bool = setting(False, "GELU by GPT-2's formula with a tanh, not the exact one", before=False)
 
     def model_config(self, *, block_size=None, causal=True):
         """The typed configuration; raises BadInput for one that cannot be."""
@@ -85,7 +88,7 @@ class StructureSettings(OwnSettings, PaperSettings):
             qk_norm=self.do_qk_ln,
             bias=self.bias,
             dropout=self.dropout,
-            scale_sp=self.mha_SP_attn_logits_scaling,
+            scale_sp=self.mha_SP_attn_logits_scaling or not self.mup,
             scale_mup=mlr_mup if given("bilinear_MLR") else btt_mup,
             ranks=parse_list(self.mlr_rank_list, "mlr_rank_list") if mlr else (),
             block_sizes=parse_list(self.mlr_block_size_list, "mlr_block_size_list") if custom else None,
@@ -99,7 +102,8 @@ class StructureSettings(OwnSettings, PaperSettings):
             position=self.position,
             **{f.name: getattr(self, f.name) for f in fields(OwnSettings)},
         )
-        return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)
+        gelu = "tanh" if self.gelu_tanh else "none"
+        return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias, gelu=gelu)
 
     def _refuse_foreign(self):
         """BadInput for a setting that the chosen structure cannot obey."""
@@ -182,8 +186,8 @@ class RunSettings:
     wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir", free=True)
 
     def __post_init__(self):
-        if self.init_from not in ("scratch", "resume", "auto"):
-            raise BadInput(f"init_from is '{self.init_from}', there are scratch, resume, auto")
+        if self.init_from not in STARTS:
+            raise BadInput(f"init_from is '{self.init_from}', there are {', '.join(STARTS)}")
         common = dict(log_interval=1, seed=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0)
         require_at_least(self, {**common, **self.AT_LEAST})
         for name in self.POSITIVE:
