@@ -72,7 +72,7 @@ class Settings(RunSettings, StructureSettings):
         super().__post_init__()
         if self.vocab_size < 1 and self.vocab_size != -1:
             raise BadInput(f"vocab_size is {self.vocab_size}, it must be at least 1, or -1")
-        if self.min_lr > self.init_lr:
+        if self.decay_lr and self.min_lr > self.init_lr:
             raise BadInput(f"min_lr {self.min_lr} is above init_lr {self.init_lr}: the rate would rise")
 
 
