@@ -340,3 +340,26 @@ def test_data_dir_either_way(tmp_path, argv, data_dir, capsys):
     missing = argv(data_dir="data/openwebtext", dataset="openwebtext", out_dir=tmp_path / "no")
     assert stops(train.main, missing) == 2
     assert "make it with: python data/openwebtext/prepare.py" in capsys.readouterr().err
+
+
+def test_one_out_dir_for_a_loop_of_runs(argv, tmp_path, capsys):
+    """Each run has a folder of its own in it; the same command finds its own again."""
+    for seed in (1, 2, 2):
+        train.main(argv(out_dir=tmp_path, own_folder=True, seed=seed, max_iters=2, init_from="auto"))
+    folders = sorted(path.parent for path in tmp_path.rglob("run.json"))
+    assert sorted(record(folder)["settings"]["seed"] for folder in folders) == [1, 2]
+    assert all(folder.parent == tmp_path and folder.name.startswith("low_rank_") for folder in folders)
+    assert str(folders[0]) in capsys.readouterr().out
+    train.main(argv(out_dir=folders[0], init_from="auto", seed=record(folders[0])["settings"]["seed"]))
+    assert stops(train.main, argv(out_dir=folders[0])) == 2
+    assert "--own_folder=True makes one in it for each run" in capsys.readouterr().err
+
+
+def test_wandb_that_cannot_start(argv, tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", lambda **options: (_ for _ in ()).throw(RuntimeError("No API key\nconfigured")))
+    assert stops(train.main, argv(out_dir=tmp_path / "run", wandb_entity="me")) == 2
+    assert capsys.readouterr().err == (
+        "error: W&B: No API key; log in with `wandb login`, or set WANDB_MODE=offline\n"
+    )
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,10 @@
 it is trained and recorded. Here, at the edge, a rank list is text and -1 means "work it out"; inside it never does.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 from model import ModelConfig
@@ -164,6 +167,7 @@ def foreign(structure):
 @dataclass
 class RunSettings:
     out_dir: str = setting("out", "folder of the run: run.json, metrics.jsonl, ckpt.pt", free=True)
+    own_folder: bool = setting(False, "the run's folder is one in out_dir, named by the run's settings", free=True)
     init_from: str = setting("scratch", "scratch, resume, or auto: resume if there is a checkpoint", free=True)
     overwrite: bool = setting(False, "let a run from scratch replace the run that out_dir holds", free=True)
     seed: int = setting(1337, "seed of initialisation, data order and dropout")
@@ -183,7 +187,7 @@ class RunSettings:
     wandb_log: bool = setting(False, "mirror the record to Weights & Biases", free=True)
     wandb_entity: str = setting("", "W&B entity; giving one turns wandb_log on", free=True)
     wandb_project: str = setting("structured-attention", "W&B project", free=True)
-    wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir", free=True)
+    wandb_run_name: str = setting("", "W&B run name; empty: the name of the run's folder", free=True)
 
     def __post_init__(self):
         if self.init_from not in STARTS:
@@ -200,6 +204,15 @@ class RunSettings:
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be below 1")
+
+    @property
+    def folder(self):
+        """The run's folder, with own_folder the same for the same settings, so that a run in it can be resumed."""
+        if not self.own_folder:
+            return Path(self.out_dir)
+        computed = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata["free"]}
+        digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
+        return Path(self.out_dir) / f"{self.token_mixing_struct}_{digest[:8]}"
 
     AT_LEAST: ClassVar[dict] = {}  # setting: least value, for each script to fill
     POSITIVE: ClassVar[tuple] = ()  # settings that must be above 0
