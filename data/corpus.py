@@ -256,7 +256,7 @@ def codec(meta):
     """
     _check_meta(meta, "the corpus's meta")
     if meta["tokenizer"] == "gpt2":
-        return _gpt2_codec()
+        return gpt2_codec()
     alphabet = meta["alphabet"]
     index = {symbol: i for i, symbol in enumerate(alphabet)}
 
@@ -272,7 +272,9 @@ def codec(meta):
     return encode, decode
 
 
-def _gpt2_codec():
+def gpt2_codec():
+    """(encode, decode) of GPT-2's tokens."""
+
     def encode(text):
         return gpt2_encoding().encode(text, allowed_special={"<|endoftext|>"})
 

@@ -247,6 +247,20 @@ def test_an_mlr_model_starts_from_the_same_weights_and_resumes(data_dir, tmp_pat
     sample.main([f"--out_dir={tmp_path / 'cut'}", "--max_new_tokens=4", "--num_samples=1", "--device=cpu"])
 
 
+def test_text_from_gpt2s_weights(tmp_path, monkeypatch, capsys):
+    """sample.py, with a vocabulary that needs no download; prompts and texts are GPT-2's tokens."""
+    codec = (lambda text: [ord(c) for c in text], lambda ids: str(ids.tolist()))
+    monkeypatch.setattr(sample, "gpt2_codec", lambda: codec)
+    folder = write_gpt2(tmp_path / "gpt2", gpt2_state(vocab=50257), vocab_size=50257)
+    options = ["--start=ab", "--num_samples=1", "--max_new_tokens=3", "--temperature=0", "--device=cpu"]
+    sample.main([f"--init_from={folder}", *options])
+    tokens = json.loads(capsys.readouterr().out.splitlines()[0])
+    state, idx = torch.load(folder / "pytorch_model.bin"), torch.tensor([[97, 98]])
+    for _ in range(3):
+        idx = torch.cat([idx, gpt2_logits(state, idx)[:, -1:].argmax(-1)], 1)
+    assert tokens == idx[0].tolist()
+
+
 BAD_WEIGHTS = {  # changes to config.json, flags, words of the message
     "µP": ({}, ["--mup=True"], ["not trained in µP", "--mup=False", "config/nanogpt.py"]),
     "bilinear": ({}, ["--token_mixing_struct=bilinear_BTT"], ["bilinear_BTT has no queries and keys"]),

@@ -8,7 +8,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.corpus import CorpusWriter, report
+from data.corpus import SPLITS, CorpusWriter, report
 from data.files import decode_utf8, describe, download, read_bytes
 from training.errors import BadInput, command
 
@@ -16,32 +16,37 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 TRAIN_SHARE = 0.9  # nanoGPT's split: the first 90% of the text
 
 
-def tokenise(text):
-    """(alphabet, ids): the sorted characters of the text, and the text as indices into them."""
-    codes, ids = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
+def characters(parts):
+    """What meta.json says of the tokens, the sorted characters of the text, and each part as indices into them."""
+    codes, ids = np.unique(np.frombuffer("".join(parts).encode("utf-32-le"), "<u4"), return_inverse=True)
     if len(codes) > 256:
         raise BadInput(f"the text has {len(codes)} different characters; a token of one byte can tell 256 apart")
-    return "".join(map(chr, codes)), ids
+    alphabet = "".join(map(chr, codes))
+    about = {"tokenizer": "characters", "alphabet": alphabet, "vocab_size": len(alphabet), "dtype": "uint8"}
+    return about, np.split(ids, [len(parts[0])])
 
 
-@command
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+def prepare(argv, text, folder, tokenise):
+    """The command of a folder's prepare.py, `text` its help; tokenise(parts): as `characters`."""
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--input", metavar="PATH", help="a local text file to use instead of the download")
-    parser.add_argument("--out", metavar="DIR", default=Path(__file__).parent, help="where the files go")
+    parser.add_argument("--out", metavar="DIR", default=folder, help="where the files go")
     args = parser.parse_args(argv)
 
     content = read_bytes(args.input) if args.input else download(URL)
     source = describe(args.input) if args.input else {"url": URL}
-    alphabet, ids = tokenise(decode_utf8(content, args.input or URL))
-    about = {"name": "shakespeare_char", "tokenizer": "characters", "alphabet": alphabet}
-    about |= {"vocab_size": len(alphabet), "dtype": "uint8", "source": source}
-
-    cut = int(len(ids) * TRAIN_SHARE)
-    with CorpusWriter(args.out, about) as writer:
-        writer.add("train", ids[:cut], documents=0)
-        writer.add("val", ids[cut:], documents=0)
+    text = decode_utf8(content, args.input or URL)
+    cut = int(len(text) * TRAIN_SHARE)
+    about, splits = tokenise([text[:cut], text[cut:]])
+    with CorpusWriter(args.out, {"name": folder.name, **about, "source": source}) as writer:
+        for split, ids in zip(SPLITS, splits, strict=True):
+            writer.add(split, ids, documents=0)
         report(args.out, writer.finish())
+
+
+@command
+def main(argv=None):
+    prepare(argv, __doc__, Path(__file__).parent, characters)
 
 
 if __name__ == "__main__":
