@@ -247,6 +247,15 @@ def test_an_mlr_model_starts_from_the_same_weights_and_resumes(data_dir, tmp_pat
     sample.main([f"--out_dir={tmp_path / 'cut'}", "--max_new_tokens=4", "--num_samples=1", "--device=cpu"])
 
 
+def test_a_resume_says_that_the_weights_need_naming(data_dir, tmp_path, capsys):
+    """nanoGPT's init_from = "resume" takes the place of its init_from = "gpt2"."""
+    steps, _ = start(write_gpt2(tmp_path / "gpt2", gpt2_state()), data_dir, tmp_path / "run")
+    list(steps)
+    given = flags(NANO_TINY, mup=False, data_dir=data_dir, out_dir=tmp_path / "run", init_from="resume", bias=False)
+    assert stops(train.main, given) == 2
+    assert f"was made with pretrained = '{tmp_path / 'gpt2'}', this run has pretrained = ''" in capsys.readouterr().err
+
+
 def test_text_from_gpt2s_weights(tmp_path, monkeypatch, capsys):
     """sample.py, with a vocabulary that needs no download; prompts and texts are GPT-2's tokens."""
     codec = (lambda text: [ord(c) for c in text], lambda ids: str(ids.tolist()))

@@ -74,7 +74,7 @@ class Run:
 
     def _refuse_other(self, saved, path):
         """Raise BadInput if the saved settings belong to a different run, naming the first that differs."""
-        for name in differences(self.settings, saved):
+        for name in sorted(differences(self.settings, saved), key="pretrained".__ne__):  # it decides on others
             there = f"with {name} = {saved[name]!r}" if name in saved else f"without {name}"
             raise BadInput(f"{path} was made {there}, this run has {name} = {getattr(self.settings, name)!r}")
 
