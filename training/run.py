@@ -117,7 +117,8 @@ class Run:
         except BaseException:
             self.owner.release()
             if new:
-                shutil.rmtree(self.folder)
+                with contextlib.suppress(OSError):  # unless there is something in it
+                    self.folder.rmdir()
             raise
 
     def _write_first_record(self, device, parameters, per_token):
