@@ -33,7 +33,7 @@ results/icl_examples.png:
 	$(BIN)/python plots/icl_examples.py results/icl_regression --unfinished --out $@
 
 results/lm_scaling.png:
-	$(BIN)/python plots/lm_compute.py $(LM)/*_lr0.003_seed[12] --only max_iters=10000 $(EIGHT_LEVELS) --fit --x=non_emb_compute --x=gpu_seconds --widths --out $@
+	$(BIN)/python plots/lm_compute.py $(LM)/*_lr0.003_seed[12] --only max_iters=10000 $(EIGHT_LEVELS) --fit --x=non_emb_compute --x=gpu_seconds --out $@
 
 results/lm_curves.png:
 	$(BIN)/python plots/lm_curves.py $(LM) --only max_iters=100000 --only "validation=random windows" --out $@

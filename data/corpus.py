@@ -4,17 +4,21 @@ A corpus is a folder with train.bin and val.bin (token ids, one after the other,
 says what the ids mean and how many there are. A folder with a meta.json is complete: it is written last.
 """
 
+import collections
+import contextlib
 import difflib
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.files import at_home, make_folder, sha256, write_json
+from data.files import at_home, make_folder, sha256, write_json, writing
 from training.errors import BadInput
 from training.owner import Owner
 
@@ -24,10 +28,14 @@ GPT2_VOCAB = 50257
 SPLITS = ("train", "val")
 CHECKPOINT_BYTES = 1 << 22  # a kill loses at most about this much of the work
 SCAN = 1 << 24  # token ids looked at at a time
+FOREIGN_NAMED = 10  # of the characters for which documents were dropped, the most frequent
 
 FOREIGN = 255
 TABLE = np.full(256, FOREIGN, np.uint8)  # byte -> token id
 TABLE[np.frombuffer(ALPHABET.encode(), np.uint8)] = np.arange(len(ALPHABET))
+
+FOREIGN_CHARACTER = re.compile(r"[^\n -~]")
+TYPOGRAPHY = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "..."})
 
 CHARACTERS = {"tokenizer": "characters", "alphabet": ALPHABET, "vocab_size": len(ALPHABET), "dtype": "uint8"}
 GPT2 = {"tokenizer": "gpt2", "vocab_size": GPT2_VOCAB, "dtype": "uint16"}
@@ -39,6 +47,12 @@ def encode_symbols(text):
         return None
     ids = TABLE[np.frombuffer(text.encode("ascii"), np.uint8)]
     return None if (ids == FOREIGN).any() else ids
+
+
+def to_ascii(text):
+    """Typographic quotes, dashes and dots as ASCII, accents left off, tabs as spaces; other characters stay."""
+    decomposed = unicodedata.normalize("NFKD", text.translate(TYPOGRAPHY).expandtabs())
+    return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 
 def drawn_for_val(seed, key, fraction):
@@ -73,7 +87,8 @@ class CorpusWriter:
     far the source was read. A later writer with an equal `about` (a JSON-able dict: what meta.json says of the corpus
     and of its source) goes on from there: it cuts the files back to the note, and `documents` and `position` say where
     to read on. `finish` renames the files, the last note becoming meta.json. BadInput inside the block throws the
-    partial files away. Entering it while another process writes there is BadInput.
+    partial files away, and so does a full disk (WriteError) before the first note. Entering it while another process
+    writes there is BadInput.
     """
 
     def __init__(self, folder, about):
@@ -84,6 +99,7 @@ class CorpusWriter:
         self.dtype = DTYPES[about["dtype"]]
         self.tokens = dict.fromkeys(SPLITS, 0)
         self.documents = {"train": 0, "val": 0, "dropped": 0}
+        self.foreign = collections.Counter()  # character -> documents dropped that have it
         self.position = None
         self.since_checkpoint = 0
 
@@ -92,20 +108,23 @@ class CorpusWriter:
         note = self._start()
         if note:
             self.tokens, self.documents, self.position = note["tokens"], note["documents"], note["position"]
-        else:
-            self.note.unlink(missing_ok=True)  # before the files it speaks of change
-        self.files = {}
-        for split in SPLITS:
-            self.partial[split].touch()
-            self.files[split] = self.partial[split].open("r+b")
-            self.files[split].truncate(self.tokens[split] * self.dtype.itemsize)
-            self.files[split].seek(0, os.SEEK_END)
+            self.foreign.update(note.get("foreign", {}))
+        with writing(self.folder):
+            if not note:
+                self.note.unlink(missing_ok=True)  # before the files it speaks of change
+            self.files = {}
+            for split in SPLITS:
+                self.partial[split].touch()
+                self.files[split] = self.partial[split].open("r+b")
+                self.files[split].truncate(self.tokens[split] * self.dtype.itemsize)
+                self.files[split].seek(0, os.SEEK_END)
         return self
 
     def __exit__(self, kind, error, trace):
         for file in self.files.values():
-            file.close()
-        if isinstance(error, BadInput):
+            with contextlib.suppress(OSError):  # what was to be kept is flushed already
+                file.close()
+        if isinstance(error, BadInput) or (isinstance(error, OSError) and not self.note.exists()):
             for path in (self.note, *self.partial.values()):
                 path.unlink(missing_ok=True)
         self.owner.release()
@@ -121,13 +140,16 @@ class CorpusWriter:
 
     def add(self, split, ids, documents=1):
         ids = np.asarray(ids, self.dtype)
-        self.files[split].write(ids.tobytes())
+        with writing(self.partial[split]):
+            self.files[split].write(ids.tobytes())
         self.tokens[split] += ids.size
         self.documents[split] += documents
         self.since_checkpoint += ids.nbytes
 
-    def drop(self):
+    def drop(self, text):
+        """Count a document that is left out for characters outside the 96 symbols."""
         self.documents["dropped"] += 1
+        self.foreign.update(set(FOREIGN_CHARACTER.findall(text)))
 
     @property
     def checkpoint_due(self):
@@ -136,29 +158,37 @@ class CorpusWriter:
     def checkpoint(self, position=None):
         """Keep everything added so far; `position` is what the source needs to go on, if not the count of documents."""
         self._flush()
-        counts = {"tokens": self.tokens, "documents": self.documents}
-        write_json(self.note, {**self.about, **counts, "position": position})
+        counts = {"tokens": self.tokens, "documents": self.documents, "foreign": self.foreign}
+        with writing(self.note):
+            write_json(self.note, {**self.about, **counts, "position": position})
         self.since_checkpoint = 0
 
     def _flush(self):
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for split, file in self.files.items():
+            with writing(self.partial[split]):
+                file.flush()
+                os.fsync(file.fileno())
 
     def finish(self):
         """Put the files in place and return meta.json's content; BadInput if a split is empty."""
-        for split in SPLITS:
-            if not self.tokens[split]:
-                counts = ", ".join(f"{name} {count:,}" for name, count in self.documents.items())
-                raise BadInput(f"the {split} split would be empty (documents: {counts}); it takes more text")
-        self._flush()
         counts = {"tokens": self.tokens}
         if any(self.documents.values()):
             counts["documents"] = self.documents
+        if self.foreign:
+            often = sorted(self.foreign.items(), key=lambda pair: (-pair[1], pair[0]))[:FOREIGN_NAMED]
+            counts["foreign"] = {f"U+{ord(character):04X}": count for character, count in often}
+        for split in SPLITS:
+            if not self.tokens[split]:
+                each = ", ".join(f"{name} {count:,}" for name, count in self.documents.items())
+                problem = f"the {split} split would be empty (documents: {each}); it takes more text"
+                why = _dropped(counts) or "an empty line separates two documents of a text"
+                raise BadInput(f"{problem}; {why}")
+        self._flush()
         counts["sha256"] = {split: sha256(self.partial[split]) for split in SPLITS}
         meta = {**self.about, **counts}
-        write_json(self.note, meta)
-        _put_in_place(self.folder)
+        with writing(self.folder):
+            write_json(self.note, meta)
+            _put_in_place(self.folder)
         return meta
 
 
@@ -208,7 +238,25 @@ def report(folder, meta):
         count = f" in {documents[split]:,} documents" if documents else ""
         print(f"{Path(folder) / split}.bin: {meta['tokens'][split]:,} tokens{count}, sha256 {meta['sha256'][split]}")
     if documents.get("dropped"):
-        print(f"{documents['dropped']:,} documents dropped")
+        print(_dropped(meta))
+
+
+def _dropped(meta):
+    """How many documents were dropped, for which characters and what keeps them; "" if none was."""
+    if not meta.get("foreign"):
+        return ""
+    documents = meta["documents"]
+    named = ", ".join(f"{_shown(code)} in {count:,}" for code, count in meta["foreign"].items())
+    return (
+        f"{documents['dropped']:,} of {sum(documents.values()):,} documents dropped for characters outside the "
+        f"{len(ALPHABET)} symbols: {named}; openwebtext_small/prepare.py --ascii writes quotes, dashes and accents in "
+        "ASCII, openwebtext/prepare.py takes every character"
+    )
+
+
+def _shown(code):
+    character = chr(int(code[2:], 16))
+    return f"{code} {character}" if character.isprintable() else code
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """What the prepare scripts share about files: reading what the user names, downloading, writing whole or not at all."""
 
+import codecs
+import contextlib
 import hashlib
 import http.client
 import json
-import lzma
+import tempfile
 import urllib.request
 from pathlib import Path
 
-from training.errors import BadInput
+from training.errors import BadInput, WriteError
 from training.files import replacing
 
 
@@ -22,59 +24,22 @@ def read_bytes(path):
     return content
 
 
-def decode_utf8(content, name):
-    """Text of UTF-8 bytes, with "\\r\\n" as "\\n"; BadInput names the line that is something else."""
+def decode(content, name):
+    """Text of bytes in UTF-8, or in UTF-16 with its byte-order mark; no mark, and "\\r\\n" as "\\n".
+
+    BadInput names the line that is something else.
+    """
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     try:
-        return content.decode("utf-8").replace("\r\n", "\n")
+        return content.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{name}, line {line}: not UTF-8 text ({error.reason})") from error
-
-
-def read_documents(paths):
-    """Documents of text files (plain or .xz) in order, one at a time. An empty line separates two documents.
-
-    Each document ends with a newline. Only one document is in memory. BadInput for a file that cannot be read, has no
-    document, is a damaged .xz, or is not UTF-8.
-    """
-    for path in map(Path, paths):
-        lines, number = [], 0
-        try:
-            with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line in (b"\n", b"\r\n"):
-                        if lines:
-                            yield _document(lines, path, number)
-                            lines = []
-                    else:
-                        lines.append(line)
-        except (lzma.LZMAError, EOFError) as error:
-            raise BadInput(f"{path} is not a whole .xz file: {error}") from error
-        except OSError as error:
-            raise BadInput(f"cannot read {path}: {error.strerror}") from error
-        if lines:
-            yield _document(lines, path, number + 1)
-        elif number == 0:
-            raise BadInput(f"{path} is empty")
-
-
-def _document(lines, path, end):
-    text = decode_utf8(b"".join(lines), f"{path}, in the document of lines {end - len(lines)} to {end - 1}")
-    return text if text.endswith("\n") else text + "\n"
+        raise BadInput(f"{name}, line {line}: not {encoding.upper()} text ({error.reason})") from error
 
 
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe(path):
-    """What meta.json says of a local source: enough to tell two inputs apart, nothing about the machine."""
-    path = Path(path)
-    try:
-        return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
 
 
 def download(url):
@@ -97,6 +62,18 @@ def at_home(folder, home):
     return Path(folder).resolve() == (Path(home) / Path(folder).name).resolve()
 
 
+def output_folder(path):
+    """The folder of `--out`, which need not exist yet; BadInput, before the work, where no file can be put into it."""
+    folder = Path(path).expanduser()
+    try:
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise BadInput(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
+    return folder
+
+
 def make_folder(path):
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -104,11 +81,20 @@ def make_folder(path):
         raise BadInput(f"cannot make the folder {path}: {error.strerror}") from error
 
 
-def write_whole(path, content):
-    """Bytes into a file; an interruption leaves the old file or the new one, never half of one."""
-    with replacing(path) as file:
-        file.write(content)
+@contextlib.contextmanager
+def writing(path):
+    """What the system refuses inside is a WriteError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def json_bytes(record):
+    return (json.dumps(record, indent=1) + "\n").encode()
 
 
 def write_json(path, record):
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    """A whole file or none: an interruption leaves the old one or the new one, never half of one."""
+    with replacing(path) as file:
+        file.write(json_bytes(record))

@@ -7,6 +7,7 @@ A panel for forward and one for forward and backward. Below the line at 1 a row 
 attention in the same record, which on a Hopper card is cuDNN's. The numbers, and memory: plots/speed_table.py.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -18,47 +19,42 @@ from plots.speed_table import DEFAULT, FLASH, PASSES, by_length, read
 from plots.style import DARK_GREY, GREY, legend_below, line_key, picture
 from training.errors import BadInput, command
 
-CURVES = {  # (structure, backend) of a row: (name, colour, marker, line)
-    ("MLR", "triton"): ("MLR attention, fused", STRUCTURES[MLR][1], "D", "-"),
-    FLASH: ("FlashAttention-2", "#00609A", "s", "--"),
-    ("FlexAttention", "standard"): ("FlexAttention", "#777777", "v", ":"),
+CURVES = {  # (structure, backend) of a row: (name, look)
+    ("MLR", "triton"): ("MLR attention, fused", dict(color=STRUCTURES[MLR][1], marker="D", linestyle="-")),
+    FLASH: ("FlashAttention-2", dict(color="#00609A", marker="s", linestyle="--")),
+    ("FlexAttention", "standard"): ("FlexAttention", dict(color="#777777", marker="v", linestyle=":")),
 }
+HOW = "python bench.py attention --out="
 
 
 def check_complete(path, lengths):
     """Raises BadInput naming every row or number that a curve lacks."""
     lacking = []
-    for T, rows in lengths.items():
-        for curve in (*CURVES, DEFAULT):
-            row = rows.get(curve, dict(note="no such row"))
-            lacks = [key for key in PASSES.values() if row.get(key) is None]
-            if lacks:
-                why = row.get("note", "no value")
-                lacking.append(f"{' '.join(curve)} at T = {T} has no {', '.join(lacks)} ({why})")
+    for (T, rows), curve in itertools.product(lengths.items(), (*CURVES, DEFAULT)):
+        row = rows.get(curve, dict(note="no such row"))
+        if lacks := [key for key in PASSES.values() if row.get(key) is None]:
+            lacking.append(f"{' '.join(curve)} at T = {T} has no {', '.join(lacks)} ({row.get('note', 'no value')})")
     if lacking:
-        how = f"make it again, on CUDA, with: python bench.py attention --out={path}"
-        raise BadInput(f"{path}: {'; '.join(lacking)}; {how}")
+        raise BadInput(f"{path}: {'; '.join(lacking)}; make it again, on CUDA, with: {HOW}{path}")
 
 
 def draw(axes, lengths):
     """A panel for each of PASSES, in units of the time of PyTorch's default."""
     for ax, (name, key) in zip(axes, PASSES.items(), strict=True):
-        for curve, (_, colour, marker, line) in CURVES.items():
+        for curve, (_, look) in CURVES.items():
             times = [rows[curve][key] / rows[DEFAULT][key] for rows in lengths.values()]
-            look = dict(color=colour, linestyle=line, marker=marker, linewidth=1.6)
-            ax.plot(list(lengths), times, **look, label=" ".join(curve))
+            ax.plot(list(lengths), times, **look, linewidth=1.6, label=" ".join(curve))
         ax.axhline(1, color="black", linewidth=1.2, zorder=0)
         ax.text(0.02, 0.985, "PyTorch's default", transform=ax.get_yaxis_transform(), va="top", fontsize=7)
-        ax.set(xscale="log", xlabel="sequence length T", ylabel="time / PyTorch's default", title=name)
-        ax.title.set_fontsize(9)
+        ax.set(xscale="log", xlabel="sequence length T", ylabel="time / PyTorch's default")
+        ax.set_title(name, fontsize=9)
         ax.set_xticks(list(lengths), [f"{T // 1024}k" if T % 1024 == 0 else str(T) for T in lengths])
         ax.minorticks_off()
         ax.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.5)
-    low = min(ax.get_ylim()[0] for ax in axes)
+    low, high = zip(*(ax.get_ylim() for ax in axes), strict=True)
     for ax in axes:
-        ax.set_ylim(min(0.5, low), max(other.get_ylim()[1] for other in axes))
-    keys = [line_key(name, color=c, marker=m, linestyle=line, markersize=4.5) for name, c, m, line in CURVES.values()]
-    legend_below(axes, keys, len(keys))
+        ax.set_ylim(min(0.5, *low), max(high))
+    legend_below(axes, [line_key(name, **look, markersize=4.5) for name, look in CURVES.values()], len(CURVES))
 
 
 @command
@@ -69,8 +65,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     record = read(args.record)
     if record.get("command") != "attention":
-        how = f"make it with: python bench.py attention --out={args.record}"
-        raise BadInput(f"{args.record} holds no rows of bench.py attention; {how}")
+        raise BadInput(f"{args.record} holds no rows of bench.py attention; make it with: {HOW}{args.record}")
     lengths = by_length(record)
     check_complete(args.record, lengths)
     with picture(args.out, panels=len(PASSES)) as axes:

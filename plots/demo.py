@@ -4,6 +4,7 @@ python plots/demo.py out/demo --out out/demo     the pictures, and what was reac
 python plots/demo.py results/demo                tables in Markdown: every seed and the simple methods
 """
 
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -44,21 +45,15 @@ def draw(recall, lm, folder):
 
 def draw_steps(ax, runs):
     """Error against steps of the narrowest and the widest standard heads and of the bilinear forms."""
-    widths = {head_width(run.settings) for run in runs}
-    ends = min(widths), max(widths)
-    curves = learning_curves(
-        [run for run in runs if run.structure != STANDARD or head_width(run.settings) in ends], ERROR, "step"
-    )
-    variants = dict.fromkeys(curve.variant for curve in curves if curve.variant)
-    lines = dict(zip(variants, LINES, strict=False)) | {"": "-"}
-    style.draw_curves(ax, curves, markers=lambda n: [n - 1], lines=lines)
+    widths = sorted(head_width(run.settings) for run in runs)
+    shown = [r for r in runs if r.structure != STANDARD or head_width(r.settings) in (widths[0], widths[-1])]
+    curves = learning_curves(shown, ERROR, "step")
+    lines = style.line_styles(curves, LINES)
+    style.draw_curves(ax, curves, lines)
     draw_baselines(ax, runs)
     ax.set(xlabel="training steps", ylabel="squared error at the query")
     ax.locator_params(axis="x", nbins=5)
-    keys = [
-        style.structure_key(c.structure, name(c).removeprefix(STRUCTURES[c.structure][0]), linestyle=lines[c.variant])
-        for c in curves
-    ]
+    keys = [style.structure_key(c.structure, linestyle=lines[c.variant], label=name(c)) for c in curves]
     ax.get_figure(root=True).legend(handles=keys, ncols=2, loc="outside lower center", handlelength=2.6)
 
 
@@ -93,18 +88,6 @@ def draw_baselines(ax, runs):
     ax.set_ylim(-0.03, 1.1)
 
 
-def summary(recall, lm):
-    """The two tables: every method of the recall task; the language models at equal steps and at equal time."""
-    simple = reversed(baselines(recall).items())
-    rows = [[key.replace("_", " "), f"{errors[-1]:.3f}", "", "", ""] for key, errors in simple]
-    for curve in learning_curves(recall, ERROR, "step"):
-        seconds = np.mean([run.seconds for run in curve.runs])
-        errors = reached([run.final(ERROR) for run in curve.runs])
-        rows.append([name(curve), *errors, f"{curve.steps[-1]:,}", f"{seconds:.0f}"])
-    first = columns(["noisy recall: squared error", "mean", "range", "steps", "seconds"], rows)
-    return f"{first}\n\n{columns(['language model: validation loss', 'mean', 'range'], lm_rows(lm))}"
-
-
 def recall_rows(runs):
     """A row for every kind of model, then for every simple method: mean, the seeds in order, parameters."""
     curves = learning_curves(runs, ERROR, "step")
@@ -122,23 +105,18 @@ def lm_rows(runs):
     steps = min(c.steps[-1] for c in curves)
     by_seed = grouped(runs, lambda run: run.settings["seed"])  # which trained side by side, other seeds at another pace
     seconds = {seed: min(run.seconds for run in same) for seed, same in by_seed.items()}
-    all_of_it = " to ".join(f"{t:.0f}" for t in sorted({min(seconds.values()), max(seconds.values())}))
+    ends = sorted({min(seconds.values()), max(seconds.values())})
     moments = [
         ("step", dict.fromkeys(seconds, steps), f"{steps:,} steps"),
         ("seconds", {seed: t / 2 for seed, t in seconds.items()}, "half the time"),
-        ("seconds", seconds, f"{all_of_it} s"),
+        ("seconds", seconds, f"{' to '.join(f'{t:.0f}' for t in ends)} s"),
     ]
-    return [
-        [f"{STRUCTURES[curve.structure][0]} after {words}", *reached(losses_at(curve.runs, x, at))]
-        for x, at, words in moments
-        for curve in curves
-    ]
-
-
-def reached(values):
-    """Mean and range; one value has no range."""
-    low, high = (f"{f(values):.3f}" for f in (min, max))
-    return [f"{np.mean(values):.3f}", f"{low} to {high}" if len(values) > 1 else ""]
+    rows = [["validation loss, nats a character", "mean", "range"]]
+    for (x, at, words), curve in itertools.product(moments, curves):
+        losses = losses_at(curve.runs, x, at)
+        span = f"{min(losses):.3f} to {max(losses):.3f}" if len(losses) > 1 else ""
+        rows.append([f"{STRUCTURES[curve.structure][0]} after {words}", f"{np.mean(losses):.3f}", span])
+    return rows
 
 
 def losses_at(runs, x, at):
@@ -149,11 +127,10 @@ def losses_at(runs, x, at):
 
 def find(folder):
     """The runs of noisy recall and of language models in a folder of the demo, or in several such folders of one."""
-    found = {kind: sorted(folder.rglob(f"{kind}_*/run.json")) for kind in ("recall", "lm")}
-    for kind, records in found.items():
-        if not records:
-            raise BadInput(f"no run {kind}_* in {folder}; make them with: python scripts/demo.py")
-    recall, lm = ([record.parent for record in records] for records in found.values())
+    found = [sorted(folder.rglob(f"{kind}_*/run.json")) for kind in ("recall", "lm")]
+    if not all(found):
+        raise BadInput(f"no runs recall_* and lm_* in {folder}; make them with: python scripts/demo.py")
+    recall, lm = ([record.parent for record in records] for records in found)
     return read_runs(recall, "train_ICL.py"), read_runs(lm, "train.py")
 
 
@@ -164,11 +141,12 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, help="folder of the pictures; without it tables are printed in Markdown")
     args = parser.parse_args(argv)
     recall, lm = find(args.folder)
+    tables = recall_rows(recall), lm_rows(lm)
     if args.out:
-        print(summary(recall, lm))
+        print("\n\n".join(columns(*table) for table in tables), "\n\npictures:")
         draw(recall, lm, args.out)
     else:
-        show(recall_rows(recall), [["validation loss, nats a character", "mean", "range"], *lm_rows(lm)])
+        show(*tables)
 
 
 if __name__ == "__main__":

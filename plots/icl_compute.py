@@ -6,6 +6,7 @@ A panel for each n_dims. Thin: every run. Thick: what a structure reaches with s
 over seeds of all its widths and learning rates. Dotted: predicting zero, and averaging the examples.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def draw(ax, curves, x, lines):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train_ICL.py", unfinished=True)
+    parser = arguments(__doc__, "train_ICL.py")
     axes = [x for x in X_AXES if x != "gpu_seconds"]  # prompts grow during training, and with them the pace changes
     parser.add_argument("--x", default="non_emb_compute", choices=axes, help="what the runs are compared at")
     args = parser.parse_args(argv)
@@ -47,10 +48,9 @@ def main(argv=None):
     with style.picture(args.out, [f"n_dims = {n_dims}" for n_dims in panels], columns=2) as axes:
         for ax, mine in zip(axes, panels.values(), strict=True):
             draw(ax, mine, args.x, lines)
-        structures, variants = style.handles(curves)
         thin = style.line_key("one run", linewidth=0.5, alpha=0.6)
         thick = style.line_key("lowest mean of seeds with so much compute", linewidth=1.8)
-        style.legend_below(axes, [*structures, *variants, thin, thick], 4)  # what thin and thick lines are
+        style.legend_below(axes, [*itertools.chain(*style.handles(curves)), thin, thick], 4)
     for n_dims, mine in panels.items():
         named = learning_curves([run for curve in mine for run in curve.runs], ERROR, args.x)
         print(f"n_dims = {n_dims}\n{final_table(named, ERROR, args.x)}")

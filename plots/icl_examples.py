@@ -51,7 +51,7 @@ def draw(ax, curves, lines=None):
     found = {BASELINES[name]: errors for name, errors in baselines(runs).items()}
     for name, errors in found.items():
         ax.plot(errors, **DOTS, label=name)
-    draw_curves(ax, curves, six_of, lines=lines)
+    draw_curves(ax, curves, lines, markers=lambda n: np.unique(np.linspace(0, n - 1, 6).round().astype(int)))
     ax.set_ylim(0.6 * min(c.low.min() for c in curves), 1.6 * max(1.0, *(c.high.max() for c in curves)))
     ax.margins(x=0.02)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -81,17 +81,6 @@ def panels_of(runs, curves):
     return by_setting(curves, "n_dims")
 
 
-def steps_words(curves):
-    """The steps at which curves end, one number or the least and the most."""
-    steps = sorted({curve.steps[-1] for curve in curves})
-    return f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
-
-
-def six_of(n):
-    """At most six places of n, evenly spread, both ends among them."""
-    return np.unique(np.linspace(0, n - 1, min(n, 6)).round().astype(int)).tolist()
-
-
 def baselines(runs):
     """{name: errors by examples seen}; every evaluation of a task has the same ones, that a record keeps once."""
     return next((line["baselines"] for line in reversed(runs[0].metrics) if "baselines" in line), {})
@@ -108,14 +97,16 @@ def widest(curves):
 
 @command
 def main(argv=None):
-    args = arguments(__doc__, "train_ICL.py", unfinished=True).parse_args(argv)
+    args = arguments(__doc__, "train_ICL.py").parse_args(argv)
     runs = runs_of(args, "train_ICL.py")
     panels = panels_of(runs, curves := tuned(runs, unnamed=ICL_SIZES))
     panels = {f"n_dims = {n_dims}, D = {(shown := widest(mine))[0].d_model}": shown for n_dims, mine in panels.items()}
     with picture(args.out, panels=len(panels), columns=2) as axes:
         for ax, (title, mine) in zip(axes, panels.items(), strict=True):
             draw(ax, mine, line_styles(curves))
-            ax.set_title(f"{title}, {steps_words(mine)}")
+            steps = sorted({curve.steps[-1] for curve in mine})
+            words = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
+            ax.set_title(f"{title}, {words}")
         shared_legend(axes, curves)
     for title, mine in panels.items():
         print(f"{title}\n{final_table(mine, f'error after {len(mine[0].x) - 1}')}")

@@ -11,7 +11,6 @@ many those are stands beside the median, which is that of Kaplan and Meier. A me
 last evaluation of any run.
 """
 
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.icl_examples import BASELINES, ERROR, baselines
 from plots.names import ICL_RATE, ICL_SIZES
-from plots.records import arguments, by_kind, by_setting, group, grouped, runs_of
+from plots.records import arguments, by_setting, group, grouped, runs_of
 from plots.tables import hours_words, show
 from training.configurator import parse_list
 from training.errors import command
@@ -32,8 +31,7 @@ from training.errors import command
 def kinds(runs):
     """The Curves of one structure, size and learning rate, in the order of the tables."""
     curves = group(runs, ICL_SIZES | {ICL_RATE})
-    ordered = [curve for kind in by_kind(curves) for curve in kind]
-    return sorted(ordered, key=lambda curve: (curve.settings["n_dims"], curve.d_model))
+    return sorted(curves, key=lambda curve: (curve.settings["n_dims"], curve.d_model))
 
 
 def about(curve):
@@ -68,8 +66,8 @@ def of_one_kind(curves):
 
 def rank(runs, errors):
     """What the best of several rates has the least of: median steps to the lowest error, to the next, last error."""
-    medians = [time_to(runs, error)[0] for error in sorted(errors)]
-    return *(math.inf if math.isnan(m) else m for m in medians), statistics.fmean(run.final(ERROR) for run in runs)
+    medians = [np.nan_to_num(time_to(runs, error)[0], nan=np.inf) for error in sorted(errors)]
+    return *medians, statistics.fmean(run.final(ERROR) for run in runs)
 
 
 def time_to(runs, error, x="step"):
@@ -85,15 +83,11 @@ def time_to(runs, error, x="step"):
     return SurvfuncRight(times, reached).quantile(0.5), times.max(), (~reached).sum()
 
 
-def time_words(runs, error, x="step"):
+def time_words(runs, error, x):
     """The median, and how many runs have not got there."""
-    middle, last, late = time_to(runs, error, x)
-    words = f"not by {number(last, x)}" if math.isnan(middle) else number(middle, x)
+    (middle, last, late), form = time_to(runs, error, x), ",.0f" if x == "step" else ".2g"
+    words = f"not by {last:{form}}" if np.isnan(middle) else f"{middle:{form}}"
     return words + (f" ({late} of {len(runs)} not)" if late else "")
-
-
-def number(value, x):
-    return f"{value:,.0f}" if x == "step" else f"{value:.2g}"
 
 
 def ledger(runs):
@@ -123,13 +117,13 @@ def baseline_words(runs):
     for n_dims, curves in by_setting(kinds(runs), "n_dims").items():
         found = baselines(curves[0].runs)
         costs = [f"{BASELINES.get(name, name.replace('_', ' '))} {errors[-1]:.2g}" for name, errors in found.items()]
-        told.append(f"Simple methods have errors of, at n_dims {n_dims}: {', '.join(costs)}." if costs else "")
-    return " ".join(filter(None, told))
+        told += [f"Simple methods have errors of, at n_dims {n_dims}: {', '.join(costs)}."] if costs else []
+    return " ".join(told)
 
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train_ICL.py", unfinished=True, at_step=True, out=False)
+    parser = arguments(__doc__, "train_ICL.py", out=False)
     parser.add_argument("--steps", metavar="A|B", help="the error at these steps")
     parser.add_argument("--errors", metavar="A|B", help="when these errors are reached")
     parser.add_argument("--ledger", action="store_true", help="every run")
@@ -140,7 +134,7 @@ def main(argv=None):
     tables = [by_steps(runs, parse_list(args.steps, "steps"))] if args.steps else []
     tables += [by_errors(runs, parse_list(args.errors, "errors", float))] if args.errors else []
     tables += [ledger(runs)] if args.ledger else []
-    show(*tables, words=f"{hours_words(runs, args.at_step)} {baseline_words(runs)}")
+    show(*tables, words=f"{hours_words(runs)} {baseline_words(runs)}")
 
 
 if __name__ == "__main__":

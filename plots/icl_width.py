@@ -1,12 +1,10 @@
 """In-context regression: the error at the last position of a prompt against the width of a head.
 
     python plots/icl_width.py out/icl_regression --out out/figures/icl_width.png
-    python plots/icl_width.py results/icl_regression --at-step=50000 --only d_model=64 --only d_model=128 --out a.png
 
 A panel for each n_dims, every point at the best of its learning rates. Left of the vertical line a head is narrower
 than x: standard attention's scores then have a rank below n_dims, the bilinear ones do not. Hollow: the second of two
-kinds of one structure, as one head beside eight. Dotted: predicting zero, and averaging the examples. --at-step
-compares runs, and their learning rates, at one step of a common schedule instead of at their ends.
+kinds of one structure, as one head beside eight. Dotted: predicting zero, and averaging the examples.
 """
 
 import sys
@@ -17,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plots import style
 from plots.icl_examples import ERROR, TASK, draw_levels, error_words, panels_of
 from plots.names import ICL_SIZES
-from plots.records import arguments, by_kind, check_same, runs_of, step_words, tuned
+from plots.records import arguments, by_kind, check_same, runs_of, tuned
 from plots.tables import final_table
 from training.errors import BadInput, command
 from training.settings import DEFAULT_HEAD
@@ -30,10 +28,10 @@ def head_width(settings):
     return settings["d_model"] // settings["n_head"]
 
 
-def face(variant, lines):
+def face(variant, lines, colour="black"):
     """The markers of a variant: filled for the first of several, hollow for the others."""
-    first = next((name for name in lines if name), variant)
-    return {} if variant in ("", first) else dict(markerfacecolor="white", markeredgewidth=1)
+    filled = variant in ("", *list(lines)[:1])
+    return {} if filled else dict(markerfacecolor="white", markeredgewidth=1, markeredgecolor=colour)
 
 
 def draw(ax, curves, lines):
@@ -47,10 +45,8 @@ def draw(ax, curves, lines):
             folders = " and ".join(str(c.runs[0].folder) for c in alike)
             raise BadInput(f"two points of one kind and head width among {folders}; choose with --only")
         look = style.structure_style(alike[0].structure)
-        if hollow := face(alike[0].variant, lines):
-            look |= hollow | dict(markeredgecolor=look["color"])
-        look |= dict(linestyle=lines[alike[0].variant], label=alike[0].label)
-        style.draw_ends(ax, alike, **look)
+        look |= face(alike[0].variant, lines, look["color"])
+        style.draw_ends(ax, alike, **look, linestyle=lines[alike[0].variant], label=alike[0].label)
     ax.set(xscale="log", yscale="log", xlabel="width of a head, r", ylabel=error_words(runs))
     n_dims = runs[0].settings["n_dims"]
     ax.axvline(n_dims, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))
@@ -75,18 +71,18 @@ def width_legend(axes, curves, lines):
 
 @command
 def main(argv=None):
-    args = arguments(__doc__, "train_ICL.py", at_step=True).parse_args(argv)
+    args = arguments(__doc__, "train_ICL.py").parse_args(argv)
     runs = runs_of(args, "train_ICL.py")
     panels = panels_of(runs, curves := tuned(runs, unnamed=ICL_SIZES))
-    lines, until = style.line_styles(curves), step_words(args.at_step)
+    lines = style.line_styles(curves)
     with style.picture(args.out, panels=len(panels), columns=2) as axes:
         for ax, (n_dims, mine) in zip(axes, panels.items(), strict=True):
             draw(ax, mine, lines)
-            ax.set_title(f"n_dims = {n_dims}{until}", pad=12)
+            ax.set_title(f"n_dims = {n_dims}", pad=12)
         width_legend(axes, curves, lines)
     for n_dims, mine in panels.items():
         in_lines = [curve for alike in by_kind(mine) for curve in alike]
-        print(f"n_dims = {n_dims}{until}\n{final_table(in_lines, ERROR, 'r')}")
+        print(f"n_dims = {n_dims}\n{final_table(in_lines, ERROR, 'r')}")
 
 
 if __name__ == "__main__":

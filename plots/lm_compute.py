@@ -1,14 +1,13 @@
 """Language model: validation loss against the compute spent on training, with power laws.
 
     python plots/lm_compute.py out/lm --out out/figures/lm_compute.png
-    python plots/lm_compute.py out/lm --fit --x=non_emb_compute --x=gpu_seconds --widths --out out/lm_scaling.png
+    python plots/lm_compute.py out/lm --fit --x=non_emb_compute --x=gpu_seconds --out out/lm_scaling.png
 
 A curve for each structure and width at the best of its learning rates, --x given several times a panel for each.
 --fit: instead of the curves the last point of every run, and through those of a structure the law of plots/lm_laws.py
 with the band of its 95% interval; where the validation windows differ from seed to seed the points are moved by their
-seed's offset, to where they would be on the windows of the mean seed. --widths: beside them a panel for each width,
-with every run as it trains. Losses far above the last ones are cut off: the first steps say nothing about where the
-curves end.
+seed's offset, to where they would be on the windows of the mean seed. Beside them a panel for each width, with every
+run as it trains. Losses far above the last ones are cut off: the first steps say nothing about where the curves end.
 
 Times are those of one card: the one that most of the runs ran on.
 """
@@ -22,15 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots import style
 from plots.lm_laws import best_runs, fit_laws
-from plots.names import LM_LOSS, LM_RATE, STRUCTURES, X_AXES
-from plots.records import arguments, check_same, comparable, grouped, runs_of, trace, tuned
+from plots.names import LM_LOSS, LM_RATE, LOSS_WORDS, STRUCTURES, X_AXES
+from plots.records import arguments, by_setting, check_same, comparable, runs_of, trace, tuned
 from plots.tables import final_table
 from training.errors import command
 
 HEADROOM = 1.2  # the highest loss shown, in units of the largest last one
 MARGIN = 0.04  # of the length of an axis, beside and below what is drawn
 CLOSE = 1.06  # the highest loss in a panel of one width, in units of the largest last one
-LOSS_WORDS = "validation loss (nats per token)"
 SYMBOLS = {"seconds": "t", "gpu_seconds": "t", "step": "n"}  # of x in a law; the others are C
 
 
@@ -43,7 +41,7 @@ def draw(ax, runs, x="non_emb_compute"):
     runs, card = comparable(runs, x)
     curves = trace(tuned(runs, LM_LOSS, LM_RATE), LM_LOSS, x)
     style.log_log(ax, axis_words(x, card), LOSS_WORDS)
-    style.draw_curves(ax, curves, markers=lambda n: [n - 1])
+    style.draw_curves(ax, curves)
     show_the_end(ax, curves)
     return curves
 
@@ -103,47 +101,42 @@ def show_the_end(ax, curves):
 
 def laws_legend(axes, laws, lines):
     """Below all panels: each structure with its exponents, of {x: Laws}, and every seed of {seed: line style}."""
-    notes = {}
-    for x, found in laws.items():
-        for structure in found.structures:
-            b, low, high = found.exponent(structure)
-            text = f"${SYMBOLS.get(x, 'C')}^{{-{b:.3f} \\pm {(high - low) / 2:.3f}}}$"
-            notes.setdefault(structure, []).append(text)
-    shown = [style.structure_key(s, f": {', '.join(notes[s])}", linestyle="-") for s in STRUCTURES if s in notes]
+    shown = []
+    for s, (name, _, _) in STRUCTURES.items():
+        found = [(SYMBOLS.get(x, "C"), law.exponent(s)) for x, law in laws.items() if s in law.structures]
+        texts = [f"${x}^{{-{b:.3f} \\pm {(high - low) / 2:.3f}}}$" for x, (b, low, high) in found]
+        shown += [style.structure_key(s, linestyle="-", label=f"{name}: {', '.join(texts)}")] if texts else []
     shown += [style.line_key(f"seed {seed}", linestyle=line) for seed, line in lines.items()]
     style.legend_below(axes, shown, axes[0].get_gridspec().ncols)
 
 
-def draw_fit(args, runs, xs):
-    """The picture of --fit: a panel for each of xs and, with --widths, for each width."""
+def draw_fit(out, runs, xs):
+    """The picture of --fit: a panel for each of xs, and for each width."""
     runs = best_runs(runs)
-    widths = grouped(runs, lambda run: run.settings["d_model"]) if args.widths else {}
-    lines = dict(zip(sorted({run.settings["seed"] for run in runs}), style.LINES, strict=False)) if widths else {}
-    titles = [""] * len(xs) + [f"D = {width}" for width in sorted(widths)]
-    with style.picture(args.out, titles, columns=2 if widths else None) as axes:
+    widths = by_setting(runs, "d_model")
+    lines = dict(zip(sorted({run.settings["seed"] for run in runs}), style.LINES, strict=False))
+    with style.picture(out, [*[""] * len(xs), *(f"D = {width}" for width in widths)], columns=2) as axes:
         laws = {x: draw_laws(ax, runs, x) for ax, x in zip(axes, xs, strict=False)}
-        for ax, width in zip(axes[len(xs) :], sorted(widths), strict=True):
-            draw_width(ax, widths[width], lines)
+        for ax, mine in zip(axes[len(xs) :], widths.values(), strict=True):
+            draw_width(ax, mine, lines)
         laws_legend(axes, laws, lines)
 
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True)
+    parser = arguments(__doc__, "train.py")
     words = "what the runs are compared at, a panel for each; default non_emb_compute"
     parser.add_argument("--x", action="append", choices=X_AXES, help=words)
-    parser.add_argument("--fit", action="store_true", help="the last points and a power law of each structure")
-    parser.add_argument("--widths", action="store_true", help="with --fit: also a panel for each width")
+    parser.add_argument("--fit", action="store_true", help="last points, the power law of each structure, and widths")
     args = parser.parse_args(argv)
     runs = runs_of(args, "train.py")
     xs = dict.fromkeys(args.x or ["non_emb_compute"])
     if args.fit:
-        draw_fit(args, runs, xs)
+        draw_fit(args.out, runs, xs)
     else:
         with style.picture(args.out, panels=len(xs)) as axes:
             drawn = {x: draw(ax, runs, x) for ax, x in zip(axes, xs, strict=True)}
-            every = max(drawn.values(), key=len)  # of times there are those of one card only
-            style.shared_legend(axes, every) if len(axes) > 1 else style.legend(axes[0], every)
+            style.shared_legend(axes, max(drawn.values(), key=len))  # of times there are those of one card only
         for x, curves in drawn.items():
             print(final_table(curves, LM_LOSS, x))
     for x in xs:

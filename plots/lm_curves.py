@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, STANDARD
-from plots.records import arguments, check_same, group, runs_of, trace
+from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, LOSS_WORDS, STANDARD
+from plots.records import arguments, check_same, learning_curves, runs_of
 from plots.style import draw_curves, legend, log_log, log_ticks, picture
 from plots.tables import show
 from training.errors import command
@@ -24,13 +24,13 @@ LATEST = 10  # evaluations in the mean of the last ones
 def curves_of(runs):
     """The Curves of the runs, with their losses; named by what tells those of one structure apart."""
     check_same(runs, (*LM_ALIKE, "d_model"))
-    return trace(group(runs), LM_LOSS, "step")
+    return learning_curves(runs, LM_LOSS, "step")
 
 
 def draw(ax, curves):
     """Log-log, from a tenth of the last step on: before that the losses tell little."""
-    log_log(ax, "steps", "validation loss (nats per token)")
-    draw_curves(ax, curves, markers=lambda n: [n - 1])
+    log_log(ax, "steps", LOSS_WORDS)
+    draw_curves(ax, curves)
     last = max(curve.x[-1] for curve in curves)
     late = [curve.mean[curve.x >= last / 10] for curve in curves]
     ax.set_xlim(last / 10, last * 1.1)
@@ -63,7 +63,7 @@ def level_words(curve, standard):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
+    parser = arguments(__doc__, "train.py", out=False)
     parser.add_argument("--out", help="picture to write, as PNG and as SVG; without it the table is printed")
     args = parser.parse_args(argv)
     curves = curves_of(runs_of(args, "train.py"))

@@ -9,7 +9,6 @@ so much compute best.
 """
 
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from scipy.stats import bootstrap
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, MLR, STANDARD, STRUCTURES
-from plots.records import arguments, check_same, comparable, frame, runs_of, tuned
+from plots.records import arguments, check_same, comparable, frame, grouped, runs_of, tuned
 from plots.tables import show, within
 from training.errors import BadInput, command
 from training.records import RANDOM
@@ -61,59 +60,37 @@ class Laws:
 
     def loss(self, structure, x):
         """(loss, lowest, highest) at x, arrays."""
-        log_x = np.log(np.atleast_1d(np.asarray(x, float))) - self.middle
-        points = pd.DataFrame({structure: 1.0, f"{structure} log x": log_x})
+        points = pd.DataFrame({structure: 1.0, f"{structure} log x": np.log(x) - self.middle})
         points = points.reindex(columns=self.regression.params.index, fill_value=0.0)
         band = self.regression.get_prediction(points).summary_frame()
         return tuple(np.exp(band[name].to_numpy()) for name in ("mean", "mean_ci_lower", "mean_ci_upper"))
-
-    def x_at(self, structure, loss, parameters=None):
-        """The x at which a law is at a loss; parameters: (..., n) of the regression, instead of its own."""
-        names = list(self.regression.params.index)
-        parameters = self.regression.params.to_numpy() if parameters is None else parameters
-        height, slope = (parameters[..., names.index(name)] for name in (structure, f"{structure} log x"))
-        return np.exp((np.log(loss) - height) / slope + self.middle)
 
     def share(self, structure, loss):
         """(share, lowest, highest) of standard attention's x that a structure takes for a loss.
 
         The interval is that of a bootstrap of the residuals, which are drawn anew around the laws.
         """
-        exog, fitted = self.regression.model.exog, self.regression.fittedvalues.to_numpy()
-        spread = np.sqrt(len(fitted) / self.regression.df_resid)  # of residuals, which the fit has made smaller
-        solve = np.linalg.pinv(exog).T
+        fit, names = self.regression, list(self.regression.params.index)
+        fitted, residuals = fit.fittedvalues.to_numpy(), fit.resid.to_numpy()
+        spread = np.sqrt(len(fitted) / fit.df_resid)  # of residuals, which the fit has made smaller
+        solve = np.linalg.pinv(fit.model.exog).T
 
         def share(residuals, axis=-1):
-            parameters = (fitted + spread * residuals) @ solve
-            return self.x_at(structure, loss, parameters) / self.x_at(STANDARD, loss, parameters)
+            found = dict(zip(names, np.moveaxis((fitted + spread * residuals) @ solve, -1, 0), strict=True))
+            mine, theirs = ((np.log(loss) - found[s]) / found[f"{s} log x"] for s in (structure, STANDARD))
+            return np.exp(mine - theirs)
 
-        drawn = bootstrap(
-            (self.regression.resid.to_numpy(),), share, n_resamples=RESAMPLED, batch=1000, method="percentile", rng=0
-        )
-        now = self.x_at(structure, loss) / self.x_at(STANDARD, loss)
-        return float(now), *map(float, drawn.confidence_interval)
-
-    def crossing(self, structure):
-        """The x at which the law of a structure meets standard attention's; None where they are parallel."""
-        params = self.regression.params
-        height, slope = (params[structure + end] - params[STANDARD + end] for end in ("", " log x"))
-        return float(np.exp(-height / slope + self.middle)) if slope else None
-
-    def common_losses(self, structure):
-        """The lowest and the highest loss, in hundredths, that the laws of a structure and standard attention reach."""
-        x = self.points.groupby("structure", observed=True).x.agg(["max", "min"])
-        low, high = np.transpose([self.loss(s, x.loc[s])[0] for s in (structure, STANDARD)])
-        return np.ceil(100 * max(low)) / 100, np.floor(100 * min(high)) / 100
+        drawn = bootstrap((residuals,), share, n_resamples=RESAMPLED, batch=1000, method="percentile", rng=0)
+        return float(share(0 * residuals)), *map(float, drawn.confidence_interval)
 
 
 def best_runs(runs):
     """The runs at the best rate of each structure and width. BadInput for two kinds of run of one of them."""
     curves = tuned(runs, LM_LOSS, LM_RATE)
-    (kind, count), *_ = Counter((c.structure, c.d_model) for c in curves).most_common(1)
-    if count > 1:
-        raise BadInput(
-            f"{STRUCTURES[kind[0]][0]} has {count} curves of width {kind[1]}, a power law takes one; choose with --only"
-        )
+    for (structure, width), same in grouped(curves, lambda curve: (curve.structure, curve.d_model)).items():
+        if len(same) > 1:
+            several = f"{STRUCTURES[structure][0]} has {len(same)} curves of width {width}"
+            raise BadInput(f"{several}, a power law takes one; choose with --only")
     return [run for curve in curves for run in curve.runs]
 
 
@@ -126,10 +103,10 @@ def fit_laws(runs, x="non_emb_compute"):
     if enough.empty:
         found = ", ".join(f"{STRUCTURES[s][0]} has {n}" for s, n in by_structure.d_model.nunique().items())
         raise BadInput(f"a power law needs {FEWEST_WIDTHS} widths, {found}; make more with --d_model")
-    for structure, spread in enough.groupby("structure", observed=True).x.agg(np.ptp).items():
-        if spread == 0:
-            name = STRUCTURES[structure][0]
-            raise BadInput(f"the runs of {name} all end at the same x, a power law needs others; choose another --x")
+    ends = enough.groupby("structure", observed=True).x.nunique()
+    if ends.min() == 1:
+        name = STRUCTURES[ends.idxmin()][0]
+        raise BadInput(f"the runs of {name} all end at the same x, a power law needs others; choose another --x")
     return fit_points(enough, by_seed=runs[0].settings["validation"] == RANDOM)
 
 
@@ -161,38 +138,41 @@ def exponents(laws):
     return rows
 
 
-def shares(laws, structure):
-    """Rows of the losses that two laws share: what part of standard attention's x a structure takes."""
-    losses = next(iter(laws.values())).common_losses(structure)
-    rows = [[f"{STRUCTURES[structure][0]} takes, for a loss of", *(f"of standard attention's {AXES[x]}" for x in laws)]]
-    for loss in losses[::-1]:
-        cells = [law.share(structure, loss) for law in laws.values()]
+def shares(laws):
+    """Rows of losses, in hundredths: what part of standard attention's x MLR attention takes.
+
+    They are the lowest and the highest that the first of the laws {x: Laws} of both reach.
+    """
+    first = next(iter(laws.values()))
+    x = first.points.groupby("structure", observed=True).x.agg(["min", "max"])
+    high, low = np.transpose([first.loss(s, x.loc[s])[0] for s in (MLR, STANDARD)])
+    rows = [["MLR takes, for a loss of", *(f"of standard attention's {AXES[x]}" for x in laws)]]
+    for loss in np.floor(100 * min(high)) / 100, np.ceil(100 * max(low)) / 100:
+        cells = [law.share(MLR, loss) for law in laws.values()]
         rows.append([f"{loss:.2f}", *(f"{share:.2f} {within(*ends, '.2f')}" for share, *ends in cells)])
     return rows
 
 
-def crossing_words(law, structure):
-    """Where the two laws meet, in words."""
-    at, largest = law.crossing(structure), law.points.x.max()
-    laws = f"The laws of {STRUCTURES[structure][0]} and of standard attention"
-    if at is None or at < largest:
-        return f"{laws} do not meet beyond the largest run."
-    times = f"{at / largest:.1f} times" if at < 100 * largest else "more than 100 times"
-    return f"{laws} meet at {times} the FLOPs of the largest run."
+def crossing_words(law):
+    """Where the laws of MLR and of standard attention meet, in words."""
+    fit = law.regression.params
+    height, slope = (fit[MLR + end] - fit[STANDARD + end] for end in ("", " log x"))
+    times = np.exp(-height / slope + law.middle) / law.points.x.max()
+    if not times >= 1:
+        return "The laws of MLR and of standard attention do not meet beyond the largest run."
+    words = f"{times:.1f} times" if times < 100 else "more than 100 times"
+    return f"The laws of MLR and of standard attention meet at {words} the FLOPs of the largest run."
 
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
-    parser.add_argument("--of", default=MLR, choices=STRUCTURES, help="whose shares to print")
-    args = parser.parse_args(argv)
-    runs = best_runs(runs_of(args, "train.py"))
-    laws = {x: fit_laws(comparable(runs, x)[0], x) for x in AXES}
-    if not all({STANDARD, args.of} <= set(law.structures) for law in laws.values()):
-        return show(exponents(laws))
+    runs = best_runs(runs_of(arguments(__doc__, "train.py", out=False).parse_args(argv), "train.py"))
     timed, card = comparable(runs, "gpu_seconds")
+    laws = {x: fit_laws(comparable(runs, x)[0], x) for x in AXES}
+    if not all({STANDARD, MLR} <= set(law.structures) for law in laws.values()):
+        return show(exponents(laws))
     times = f"Times are those of the {len(timed)} of {len(runs)} runs on one kind of card, {card}."
-    show(exponents(laws), shares(laws, args.of), words=f"{crossing_words(laws['non_emb_compute'], args.of)} {times}")
+    show(exponents(laws), shares(laws), words=f"{crossing_words(laws['non_emb_compute'])} {times}")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots.names import IGNORED, LM_LOSS, LM_RATE, MLR, STANDARD, STRUCTURES
-from plots.records import arguments, check_same, runs_of, step_words, tuned
+from plots.names import IGNORED, LM_LOSS, LM_RATE, LOSS_WORDS, MLR, STANDARD, STRUCTURES
+from plots.records import arguments, check_same, runs_of, tuned
 from plots.style import GREY, draw_ends, legend, log_ticks, picture, structure_style
 from plots.tables import final_table
 from training.errors import BadInput, command
 
-BATCH = {"batch_size", "gradient_accumulation_steps"}  # compared by their product
 RANKS = "mlr_rank_list"
+FREE = IGNORED | {"token_mixing_struct", LM_RATE, RANKS}  # settings in which the runs may differ
 
 
 def levels(settings):
@@ -35,19 +35,9 @@ def check_alike(runs):
         if run.structure not in (STANDARD, MLR):
             both = f"--only token_mixing_struct={STANDARD} --only token_mixing_struct={MLR}"
             raise BadInput(f"{run.folder} is a run of {STRUCTURES[run.structure][0]}, which has no levels; add {both}")
-    names = sorted({name for run in runs for name in run.settings} - IGNORED - BATCH - {LM_RATE, RANKS})
-    of_mlr = [name for name in names if name.startswith("mlr_")]
-    check_same(runs, [name for name in names if name not in ("token_mixing_struct", *of_mlr)])
-    check_same([run for run in runs if run.structure == MLR], of_mlr)
-    first, *others = runs
-    for run in others:
-        if sequences(run) != sequences(first):
-            sizes = f"{sequences(first)} sequences a step in {first.folder}, {sequences(run)} in {run.folder}"
-            raise BadInput(f"{sizes}; choose with --only batch_size=..")
-
-
-def sequences(run):
-    return run.settings["batch_size"] * run.settings["gradient_accumulation_steps"]
+    names = sorted({name for run in runs for name in run.settings} - FREE)
+    check_same(runs, [name for name in names if not name.startswith("mlr_")])
+    check_same([run for run in runs if run.structure == MLR], [name for name in names if name.startswith("mlr_")])
 
 
 def draw(ax, runs):
@@ -67,7 +57,7 @@ def draw(ax, runs):
     ax.plot(x, [curve.mean[0] for curve in curves], color=GREY, linewidth=0.9, zorder=1)
     for curve in curves:
         draw_ends(ax, [curve], **structure_style(curve.structure), linestyle="", label=curve.label)
-    ax.set(yscale="log", xlabel="number of levels", ylabel="validation loss (nats per token)")
+    ax.set(yscale="log", xlabel="number of levels", ylabel=LOSS_WORDS)
     ax.set_xscale("log", base=2)
     ax.set_xticks(x, [f"{n:.0f}" for n in x])
     ax.minorticks_off()
@@ -77,11 +67,11 @@ def draw(ax, runs):
 
 @command
 def main(argv=None):
-    args = arguments(__doc__, "train.py", unfinished=True, at_step=True).parse_args(argv)
+    args = arguments(__doc__, "train.py").parse_args(argv)
     runs = runs_of(args, "train.py")
     with picture(args.out) as (ax,):
         curves = draw(ax, runs)
-        ax.set_title(f"D = {curves[0].d_model}{step_words(args.at_step)}")
+        ax.set_title(f"D = {curves[0].d_model}")
         legend(ax, [replace(curve, variant="") for curve in curves])
     print(final_table(curves, LM_LOSS, "levels"))
 

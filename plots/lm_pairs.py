@@ -14,19 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import statsmodels.formula.api as smf
-from scipy.stats import ttest_1samp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.lm_laws import best_runs
 from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, STANDARD, STRUCTURES
 from plots.records import arguments, frame, runs_of
-from plots.tables import show, within
+from plots.tables import show, student, within
 from training.errors import BadInput, command
 from training.records import RANDOM
 
 SAME = [*LM_ALIKE, "d_model", "n_layer", "warmup_iters", "seed", "sequences", "windows", LM_RATE]
-FEWEST = 3  # pairs for an interval
 
 
 def pairs(runs, best=False):
@@ -51,18 +49,9 @@ def pairs(runs, best=False):
     return dict(iter(found.groupby("structure", observed=True)))
 
 
-def mean_lead(table):
-    """(mean, its standard error, lowest, highest, p); the last four None with too few pairs."""
-    leads = table.lead
-    if len(leads) < FEWEST:
-        return leads.mean(), None, None, None, None
-    test = ttest_1samp(leads, 0)
-    return leads.mean(), leads.sem(), *test.confidence_interval(), test.pvalue
-
-
 def trend(table):
     """(slope of the lead on ln d_model, lowest, highest), or None with too few pairs or widths."""
-    if len(table) < FEWEST or table.d_model.nunique() < 2:
+    if len(table) < 3 or table.d_model.nunique() < 2:
         return None
     line = smf.ols("lead ~ log_width", table.assign(log_width=np.log(table.d_model))).fit()
     return line.params["log_width"], *line.conf_int().loc["log_width"]
@@ -73,8 +62,8 @@ def rows(tables):
     names = ["lower loss in", "mean lead (nats)", "p", "lead per unit of ln d_model"]
     found = [["compared with standard attention", *names]]
     for structure, table in tables.items():
-        mean, _, low, high, p = mean_lead(table)
-        lead = f"{mean:+.4f}" + (f" {within(low, high, '+.4f')}" if low is not None else "")
+        mean, low, high, p = student(table.lead)
+        lead = f"{mean:+.4f}" + (f" {within(low, high, '+.4f')}" if p is not None else "")
         slope = trend(table)
         found.append([
             STRUCTURES[structure][0], f"{(table.lead > 0).sum()} of {len(table)} pairs", lead,
@@ -85,7 +74,7 @@ def rows(tables):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
+    parser = arguments(__doc__, "train.py", out=False)
     parser.add_argument("--best", action="store_true", help="compare each structure at its best learning rate")
     args = parser.parse_args(argv)
     runs = runs_of(args, "train.py")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots.names import LM_ALIKE, LM_LOSS, LM_RATE, MLR, STANDARD, STRUCTURES
 from plots.records import arguments, check_same, frame, runs_of
-from plots.tables import listed, show
+from plots.tables import show
 from training.errors import command
 
 
@@ -40,7 +40,7 @@ def lead_words(found):
     best = means.min(axis=1)[means.notna().sum(axis=1) > 1].unstack("structure").reindex(columns=[STANDARD, MLR])
     leads = [f"{lead:.3f} nats at d_model {width}" for width, lead in (best[STANDARD] - best[MLR]).dropna().items()]
     words = "With each structure at its best rate (one seed) MLR attention leads standard attention by"
-    return f"{words} {listed(leads)}." if leads else ""
+    return f"{words} {' and '.join(leads)}." if leads else ""
 
 
 def repeat_words(found):
@@ -51,7 +51,7 @@ def repeat_words(found):
 
 @command
 def main(argv=None):
-    args = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False).parse_args(argv)
+    args = arguments(__doc__, "train.py", out=False).parse_args(argv)
     found = losses(runs_of(args, "train.py"))
     show(rows(found), words=" ".join(filter(None, (lead_words(found), repeat_words(found)))))
 

@@ -27,9 +27,13 @@ def rows(curves):
     for curve in curves:
         flops, losses = zip(*(run.end(LM_LOSS, "non_emb_compute") for run in curve.runs), strict=True)
         steps = min(max(run.series(LM_LOSS, "non_emb_compute")) for run in curve.runs)
+        timed = all(len(run.paces) >= FEWEST_PACES for run in curve.runs)
         found.append([
-            curve.label, ranks(curve), curve.d_model, curve.settings["block_size"], f"{steps:,}", rate_words(curve),
-            " ".join(map(str, curve.seeds)), each(losses), pace_words(curve), f"{statistics.fmean(flops):.3g}",
+            curve.label, ranks(curve), curve.d_model, curve.settings["block_size"], f"{steps:,}",
+            f"{curve.settings[LM_RATE]:g}" + (f" ({' '.join(f'{r:g}' for r in curve.tried)})" if curve.tried else ""),
+            " ".join(map(str, curve.seeds)), each(losses),
+            f"{statistics.fmean(run.pace for run in curve.runs):,.0f}" if timed else "",
+            f"{statistics.fmean(flops):.3g}",
         ])  # fmt: skip
     return found
 
@@ -61,23 +65,10 @@ def ranks(curve):
     return curve.settings["mlr_rank_list"] if curve.structure == MLR else ""
 
 
-def rate_words(curve):
-    """The rate, behind it those it was chosen from if it was."""
-    rate = f"{curve.settings[LM_RATE]:g}"
-    return f"{rate} ({' '.join(f'{r:g}' for r in curve.tried)})" if curve.tried else rate
-
-
 def each(values):
     """The mean, and in brackets all of several."""
     mean = f"{statistics.fmean(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ({' '.join(f'{value:.4f}' for value in values)})"
-
-
-def pace_words(curve):
-    """The mean over seeds of the median pace."""
-    if min(len(run.paces) for run in curve.runs) < FEWEST_PACES:
-        return ""
-    return f"{statistics.fmean(run.pace for run in curve.runs):,.0f}"
 
 
 def one_rate_words(curves):
@@ -90,7 +81,7 @@ def one_rate_words(curves):
 
 @command
 def main(argv=None):
-    parser = arguments(__doc__, "train.py", unfinished=True, at_step=True, out=False)
+    parser = arguments(__doc__, "train.py", out=False)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--all-rates", action="store_true", help="every learning rate instead of the best")
     how.add_argument("--by-width", action="store_true", help="the last losses, a row a structure and a column a width")
@@ -100,7 +91,7 @@ def main(argv=None):
         return show(by_width(runs))
     curves = group(runs, COLUMNS | {LM_RATE}) if args.all_rates else tuned(runs, LM_LOSS, LM_RATE, COLUMNS)
     show(rows([curve for kind in by_kind(curves) for curve in sorted(kind, key=order)]))
-    print("\n".join(filter(None, ("\n" + hours_words(runs, args.at_step), one_rate_words(curves)))))
+    print("\n".join(filter(None, ("\n" + hours_words(runs), one_rate_words(curves)))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ IGNORED = {f.name for f in SHARED if f.metadata["free"]} | {  # settings in whic
 }  # fmt: skip
 SHORT = {"d_model": "D", "init_lr": "lr", "training_learning_rate": "lr", "max_iters": "steps"}
 ICL_RATE, LM_RATE = "training_learning_rate", "init_lr"
-LM_LOSS = "val/loss"
+LM_LOSS, LOSS_WORDS = "val/loss", "validation loss (nats per token)"  # of its axis
 LM_ALIKE = ("dataset", "validation", "val_tokens", "block_size", "max_iters")  # what losses of one comparison share
 ICL_SIZES = {"n_dims", "n_positions", "block_size", "d_model"}  # what a figure of in-context regression has in its axes
 X_AXES = {  # key of metrics.jsonl: words of the axis

@@ -5,24 +5,20 @@ every run. Runs that ended early, are missing or lack a metric are refused with 
 """
 
 import argparse
+import contextlib
 import difflib
 import itertools
 import json
 import sys
 from ast import literal_eval
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from plots.names import ICL_RATE, IGNORED, LM_LOSS, SHORT, STRUCTURES
-from plots.names import LM_RATE as LM_RATE
+from plots.names import ICL_RATE, IGNORED, SHORT, STRUCTURES
 from training.errors import BadInput
-from training.records import find_runs
-from training.records import load_run as load_run
-
-EVALUATED = {"train_ICL.py": "eval/last", "train.py": LM_LOSS}  # script: what its evaluations measure
-NAMED = 3  # of many runs or commands that an error gives
+from training.records import best_of, find_runs, grouped, shared_steps
 
 
 def plain_arguments(description):
@@ -30,19 +26,11 @@ def plain_arguments(description):
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def arguments(description, script, unfinished=False, at_step=False, out=True):
-    """The parser of a figure from runs of `script`, or of a table: `out` False; it may add its own flags.
-
-    unfinished, at_step: the command can take runs that have not ended as far as they got, or all runs as of one step.
-    """
+def arguments(description, script, out=True):
+    """The parser of a figure from runs of `script`, or of a table: `out` False; it may add its own flags."""
     parser = plain_arguments(description)
     parser.add_argument("runs", nargs="+", help=f"folders of runs of {script}, or folders that hold such folders")
-    early = parser.add_mutually_exclusive_group() if unfinished or at_step else None
-    if unfinished:
-        early.add_argument("--unfinished", action="store_true", help="take runs that have not ended, too")
-    if at_step:
-        words = "take all runs, ended or not, as they stood at their evaluation at step N"
-        early.add_argument("--at-step", type=int, metavar="N", help=words)
+    parser.add_argument("--unfinished", action="store_true", help="take runs that have not ended, too")
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE", help="take runs with this setting")
     if out:
         parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
@@ -51,17 +39,14 @@ def arguments(description, script, unfinished=False, at_step=False, out=True):
 
 def runs_of(args, script):
     """The runs that the flags of `arguments` ask for."""
-    return read_runs(args.runs, script, args.only, getattr(args, "unfinished", None), getattr(args, "at_step", None))
+    return read_runs(args.runs, script, args.only, args.unfinished)
 
 
-def read_runs(paths, script, only=(), unfinished=None, at_step=None):
-    """The finished runs of `script` in `paths` that have the settings `only` asks for, by folder.
-
-    unfinished: the others, too; None: the command has no such flag. at_step: all of them, as of this step.
-    """
+def read_runs(paths, script, only=(), unfinished=False):
+    """The runs of `script` in `paths` that have the settings `only` asks for, by folder; the finished ones alone."""
     chosen = select(find_runs(paths, script), only)
-    check_finished(chosen, script, unfinished if at_step is None else True)
-    return chosen if at_step is None else as_of(chosen, at_step, EVALUATED[script])
+    check_finished(chosen, script, unfinished)
+    return chosen
 
 
 def select(runs, only):
@@ -75,7 +60,9 @@ def select(runs, only):
         name, equals, value = text.partition("=")
         if not equals:
             raise BadInput(f"--only {text}: settings are chosen as NAME=VALUE")
-        wanted.setdefault(name, []).extend(_readings(value))
+        wanted.setdefault(name, []).append(value)
+        with contextlib.suppress(ValueError, SyntaxError):
+            wanted[name].append(literal_eval(value))
     for name, values in wanted.items():
         known = sorted({key for run in chosen for key in run.settings})
         if name not in known:
@@ -90,18 +77,10 @@ def select(runs, only):
     return chosen
 
 
-def _readings(text):
-    """A value as it is written and, where it is one, as a Python literal."""
-    try:
-        return [text, literal_eval(text)]
-    except (ValueError, SyntaxError):
-        return [text]
+def check_finished(runs, script, unfinished=False):
+    """Raises BadInput if a run is of another script or not finished, with the command that would finish it.
 
-
-def check_finished(runs, script, unfinished=None):
-    """Raises BadInput if a run is of another script or not finished, with the commands that would finish them.
-
-    unfinished: runs that have not ended are taken as far as they got; None: the command at hand cannot.
+    unfinished: runs that have not ended are taken as far as they got.
     """
     for run in runs:
         if run.record["command"] != script:
@@ -109,21 +88,13 @@ def check_finished(runs, script, unfinished=None):
             raise BadInput(f"{run.folder} is a run of {made_by}, this picture is made from runs of {script}")
         if run.structure not in STRUCTURES:
             raise BadInput(f"{run.folder}: no name for token_mixing_struct '{run.structure}' in structured/scorings")
-
-    def how(run):
-        return run.command(f"--init_from={'resume' if (run.folder / 'ckpt.pt').exists() else 'auto'}")
-
-    left = grouped([run for run in runs if run.status != "finished" and not unfinished], how)
+    left = [run for run in runs if run.status != "finished" and not unfinished]
     if left:
-        taken, advice = "" if unfinished is None else "take it as it is with --unfinished, or ", []
-        for command, (run, *others) in itertools.islice(left.items(), NAMED):
-            step = run.metrics[-1]["step"] if run.metrics else 0
-            where = f"{run.folder} is not finished ({run.status}, step {step} of {run.settings['max_iters']})"
-            where += f", nor {len(others)} more of its sweep" if others else ""
-            advice.append(f"{where}; {taken}go on with: {command}")
-        if rest := sum(map(len, list(left.values())[NAMED:])):
-            advice.append(f"and {rest} more: {sum(map(len, left.values()))} of {len(runs)} runs are not finished")
-        raise BadInput("\n".join(advice))
+        run, step = left[0], left[0].metrics[-1]["step"] if left[0].metrics else 0
+        where = f"{run.folder} is not finished ({run.status}, step {step} of {run.settings['max_iters']})"
+        more = f", nor are {len(left) - 1} more of {len(runs)} runs" if len(left) > 1 else ""
+        how = run.command(f"--init_from={'resume' if (run.folder / 'ckpt.pt').exists() else 'auto'}")
+        raise BadInput(f"{where}{more}; take what there is with --unfinished, or go on with: {how}")
 
 
 def check_same(runs, names):
@@ -131,32 +102,6 @@ def check_same(runs, names):
     for name in names:
         if len(there := _values(runs, name)) > 1:
             raise BadInput(f"the runs differ in {name} ({_either(there)}); choose with --only {name}={there[0]}")
-
-
-def as_of(runs, step, metric="eval/last"):
-    """The runs as they stood at their evaluation at exactly `step`, which is then the last that each of them has.
-
-    Where nothing before it depends on the length of a run, this is what runs of so many steps give. Raises BadInput if
-    a run has no `metric` there, with the last step that such runs have one at, and the last that all have.
-    """
-    evaluated = {run.folder: set(run.evaluated.get(metric, {})) for run in runs}
-    lacking = []
-    for folder, steps in evaluated.items():
-        if step not in steps:
-            last = f"last at {max(steps):,}" if steps else "nowhere yet"
-            lacking.append(f"{folder} has no {metric} at step {step:,} ({last})")
-    if lacking:
-        shared = set.intersection(*evaluated.values())
-        has = f"step {max(shared):,} is the last that" if shared else "there is none that"
-        more = [f"and {len(lacking) - NAMED} more"] if len(lacking) > NAMED else []
-        way = f"{has} all {len(runs)} runs have; leave runs out with --only NAME=VALUE"
-        raise BadInput("\n".join([*lacking[:NAMED], *more, way]))
-    return [replace(run, as_of=step) for run in runs]
-
-
-def step_words(at_step):
-    """What a title adds where all runs are taken as of one step."""
-    return "" if at_step is None else f", step {at_step:,}"
 
 
 def frame(runs, metric=None, x="step"):
@@ -178,7 +123,7 @@ class Curve:
     """The runs of one curve and their name: the structure, and in `variant` what tells it from others of its structure.
 
     x: where the mean over seeds is known; mean, low, high: the mean and the extremes there; steps: the training steps;
-    rate: its learning rate, where that was chosen; tried: {learning rate: error} of those it was chosen from.
+    tried: {learning rate: error} of those its own was chosen from.
     """
 
     runs: list
@@ -188,7 +133,6 @@ class Curve:
     low: np.ndarray = None
     high: np.ndarray = None
     steps: list = None
-    rate: float = None
     tried: dict = None
 
     @property
@@ -234,56 +178,51 @@ def group(runs, unnamed=frozenset()):
     Raises BadInput for the same seed twice in a curve.
     """
     lines = "d_model" in unnamed
-    groups = sorted(_alike(runs, IGNORED), key=lambda g: _order(g, lines))
-    for a, b in itertools.chain.from_iterable(map(itertools.pairwise, groups)):
-        if a.settings["seed"] == b.settings["seed"]:
-            both = f"{a.folder} and {b.folder}"
-            raise BadInput(f"{both} are the same run, seed {a.settings['seed']}; give one of them")
-    widths = len({g[0].settings["d_model"] for g in groups}) > 1
-    curves = []
-    for g in groups:
-        alike = [h[0].settings for h in groups if h[0].structure == g[0].structure]
+
+    def order(runs):
+        settings = runs[0].settings
+        size = settings["d_model"], -settings["n_head"]
+        place = list(STRUCTURES).index(runs[0].structure)
+        return place, *(size[::-1] if lines else size), json.dumps(settings, sort_keys=True)
+
+    groups, curves = sorted(_alike(runs, IGNORED), key=order), []
+    check_once(groups)
+    widths = len({same[0].settings["d_model"] for same in groups}) > 1
+    for same in groups:
+        alike = [other[0].settings for other in groups if other[0].structure == same[0].structure]
         names = ["d_model"] if widths else []
         names += ["n_head"] if lines and len({settings["n_head"] for settings in alike}) > 1 else []
-        names += [n for n in _telling(alike) if n not in IGNORED | {*names, "d_model"}]
-        curves.append(Curve(g, ", ".join(_setting_words(n, g[0].settings.get(n)) for n in names if n not in unnamed)))
+        of_a_size = grouped(alike, lambda settings: (settings["d_model"], settings.get("n_dims"))).values()
+        names += [n for n in itertools.chain(*map(differing, of_a_size)) if n not in IGNORED | {"d_model"}]
+        words = [_setting_words(n, same[0].settings.get(n)) for n in dict.fromkeys(names) if n not in unnamed]
+        curves.append(Curve(same, ", ".join(words)))
     return curves
 
 
+def check_once(groups):
+    """Raises BadInput if a group of runs, sorted by seed, has a seed twice."""
+    for a, b in itertools.chain.from_iterable(map(itertools.pairwise, groups)):
+        if a.settings["seed"] == b.settings["seed"]:
+            raise BadInput(f"{a.folder} and {b.folder} are the same run, seed {a.settings['seed']}; give one of them")
+
+
 def tuned(runs, metric="eval/last", rate=ICL_RATE, unnamed=frozenset()):
-    """As `group`, for each curve only the runs of its best learning rate: the lowest mean of `metric` at the end.
+    """As `group`, for each curve only the runs of its best learning rate: the lowest mean of `metric`.
 
     Rates are compared on the seeds and at the last step that all of them have, so that more seeds or steps of one are
     no advantage. Raises BadInput if they have none in common.
     """
-    kept, tried = [], {}
+    tried = {}
     for kind in _alike(runs, IGNORED | {rate}):
-        rates = grouped(sorted(kind, key=lambda run: run.settings[rate]), lambda run: run.settings[rate])
-        folders = ", ".join(str(run.folder) for run in kind)
-        common = set.intersection(*({run.settings["seed"] for run in same} for same in rates.values()))
-        if not common:
-            raise BadInput(f"no seed is in all of {rate} = {_either(rates)}, which {folders} are to be compared at")
-        compared = [run for run in kind if run.settings["seed"] in common]
-        values = pd.DataFrame([{step: value for step, (_, value) in run.series(metric).items()} for run in compared])
-        values = values.dropna(axis=1)  # (runs, steps that all have)
-        if values.empty:
-            raise BadInput(f"no step at which {metric} is known for all of {folders}")
-        errors = values[values.columns.max()].groupby([run.settings[rate] for run in compared]).mean().to_dict()
-        best = rates[min(errors, key=errors.get)]
-        kept += best
-        tried |= dict.fromkeys((run.folder for run in best), errors)
-    curves = group(kept, unnamed | {rate})
+        last = shared_steps(kind, metric)[-1]
+        kind.sort(key=lambda run: run.settings[rate])
+        best, errors = best_of(kind, [rate], lambda run, last=last: run.series(metric)[last][1])
+        rates = {lr: error for (lr,), error in errors.items()}
+        tried |= dict.fromkeys(best, rates)
+    curves = group(tried, unnamed | {rate})
     for curve in curves:
-        curve.rate, curve.tried = curve.settings[rate], tried[curve.runs[0].folder]
+        curve.tried = tried[curve.runs[0]]
     return curves
-
-
-def grouped(items, key):
-    """{key(item): items}, in the order of their first."""
-    found = {}
-    for item in items:
-        found.setdefault(key(item), []).append(item)
-    return found
 
 
 def _alike(runs, but):
@@ -296,21 +235,10 @@ def _alike(runs, but):
     return [sorted(same, key=lambda run: run.settings["seed"]) for same in grouped(runs, key).values()]
 
 
-def _telling(alike):
-    """Names of the settings that differ between two of these that have the same size."""
-    names = {}
-    for a, b in itertools.combinations(alike, 2):
-        if all(a.get(n) == b.get(n) for n in ("d_model", "n_dims")):
-            names |= {n: True for n in [*a, *b] if a.get(n) != b.get(n)}
-    return list(names)
-
-
-def _order(runs, lines=False):
-    """By structure and width, more heads first; for lines through widths by heads before width."""
-    settings = runs[0].settings
-    size = settings["d_model"], -settings["n_head"]
-    place = list(STRUCTURES).index(runs[0].structure)
-    return place, *(size[::-1] if lines else size), json.dumps(settings, sort_keys=True)
+def differing(settings):
+    """Names of the settings in which some of these dicts differ."""
+    names = dict.fromkeys(itertools.chain.from_iterable(settings))
+    return [name for name in names if any(each.get(name) != settings[0].get(name) for each in settings)]
 
 
 def learning_curves(runs, metric, x, unnamed=frozenset()):
@@ -321,12 +249,9 @@ def learning_curves(runs, metric, x, unnamed=frozenset()):
 def trace(curves, metric, x):
     """The curves, now with their numbers: `metric` over `x` from the first step on, where all seeds were evaluated."""
     for curve in curves:
+        curve.steps = shared_steps(curve.runs, metric, x)
         series = [run.series(metric, x) for run in curve.runs]
-        curve.steps = sorted(s for s in set.intersection(*map(set, series)) if s > 0)
-        if not curve.steps:
-            folders = ", ".join(str(run.folder) for run in curve.runs)
-            raise BadInput(f"no step after the first at which {metric} is known for all of {folders}")
-        points = np.array([[s[step] for step in curve.steps] for s in series], float)  # (seeds, n, 2)
+        points = np.array([[each[step] for step in curve.steps] for each in series], float)  # (seeds, n, 2)
         curve.set(points[..., 0], points[..., 1])
     return curves
 
@@ -340,7 +265,7 @@ def envelope(curves):
 
 
 def by_setting(curves, name):
-    """{value: curves} of one setting, ascending."""
+    """{value: curves or runs} of one setting, ascending."""
     return grouped(sorted(curves, key=lambda curve: curve.settings[name]), lambda curve: curve.settings[name])
 
 

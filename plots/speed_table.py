@@ -20,10 +20,6 @@ from training.errors import BadInput, command
 
 DEFAULT, FLASH = ("SDPA", "default"), ("SDPA", "flash")
 FUSED = ("triton", "blockwise")  # MLR's fast paths: on a GPU, on a CPU
-BESIDE = {  # on a GPU or not: {what MLR attention is compared with: (structure, backend) of its row}
-    True: {"PyTorch's default": DEFAULT, "FlashAttention-2": FLASH},
-    False: {"PyTorch's default": DEFAULT, "T x T scores": ("MLR", "dense")},
-}
 PASSES = {"forward": "forward_ms", "forward and backward": "both_ms"}
 ORIGINAL = {"low_rank": 36, "bilinear_MLR": 11, "bilinear_BTT": 26}  # steps/s of the original's loop: dev/LOG.md
 DECODED = dict(programs=528, chunk=64, stages=2, warps=4)  # how structured/kernels/decode.py launches its kernel
@@ -51,55 +47,44 @@ def fused(rows):
     return next(rows["MLR", backend] for backend in FUSED if rows.get(("MLR", backend), {}).get("forward_ms"))
 
 
-def ratios(record, key, beside=DEFAULT):
-    """MLR attention's time or memory over that of another row, by T."""
-    return {T: fused(rows)[key] / rows[beside][key] for T, rows in by_length(record).items()}
+def span(record, key, beside=DEFAULT):
+    """The lowest and the highest of MLR attention's time or memory over that of another row, over all T."""
+    found = [fused(rows)[key] / rows[beside][key] for rows in by_length(record).values()]
+    return min(found), max(found)
 
 
-def attention(records):
+def attention(record):
     """Rows by T, and a sentence: how MLR attention's time compares with PyTorch's default."""
-    (record,) = records
     on_gpu = not record["device"].endswith("threads")
-    header = ["T"]
-    for name in PASSES:
-        header += [f"{name}, ms", *(f"of {words}" for words in BESIDE[on_gpu])]
+    others = [DEFAULT, FLASH if on_gpu else ("MLR", "dense")]
+    names = ["of PyTorch's default", "of FlashAttention-2" if on_gpu else "of T x T scores"]
+    header = ["T", *(words for name in PASSES for words in (f"{name}, ms", *names))]
     table = [[*header, *(["memory, of the default"] if on_gpu else [])]]
     for T, rows in by_length(record).items():
-        line = [T]
+        own, numbers = fused(rows), []
         for key in PASSES.values():
-            own = fused(rows)[key]
-            line += [f"{own:.2f}", *(f"{own / rows[other][key]:.2f}" for other in BESIDE[on_gpu].values())]
-        table.append(line + ([f"{fused(rows)['extra_MiB'] / rows[DEFAULT]['extra_MiB']:.2f}"] if on_gpu else []))
-    return table, f"{device_words(record)}. {default_words(record)}."
-
-
-def default_words(record):
-    """How MLR attention's time compares with PyTorch's default, over all T."""
-    (low, high), (least, most) = (span(ratios(record, key)) for key in PASSES.values())
-    return (
-        f"MLR attention takes {low:.2f} to {high:.2f} of the time of PyTorch's default attention forward, and "
-        f"{least:.2f} to {most:.2f} forward and backward"
-    )
-
-
-def span(found):
-    return min(found.values()), max(found.values())
+            numbers += [own[key], *(own[key] / rows[other][key] for other in others)]
+        numbers += [own["extra_MiB"] / rows[DEFAULT]["extra_MiB"]] if on_gpu else []
+        table.append([T, *(f"{number:.2f}" for number in numbers)])
+    forward, both = (f"{low:.2f} to {high:.2f}" for low, high in (span(record, key) for key in PASSES.values()))
+    words = f"MLR attention takes {forward} of the time of PyTorch's default attention forward, and {both} forward and"
+    return table, f"{device_words(record)}. {words} backward."
 
 
 def device_words(record):
     return f"{record['device']}, torch {record['torch']}, {record['dtype']}"
 
 
-def step(records):
+def step(*records):
     """Rows by device, width and batch: nanoGPT's model and ours, tokens a second and the share of its speed."""
     table = [["card", "d_model, batch", "nanoGPT", *(STRUCTURES[s][0] for s in ORDER)]]
     for record in records:
         for (width, batch), found in grouped(record["rows"], lambda row: (row["d_model"], row["batch"])).items():
             rows = {row["token_mixing_struct"]: row for row in found}
-            cells = [step_cell(rows[s], rows["peer"]) if s in rows else "" for s in ORDER]
             peer = rows["peer"]
             busy = f", card busy {peer['kernel_ms'] / peer['ms']:.0%}" if "kernel_ms" in peer else ""
             card = record["device"].removeprefix("NVIDIA ").split()[0]
+            cells = [step_cell(rows[s], peer) if s in rows else "" for s in ORDER]
             table.append([card, f"{width}, {batch.replace('x', ' x ')}", f"{millions(peer)}{busy}", *cells])
     return table, ""
 
@@ -114,27 +99,23 @@ def millions(row):
     return f"{row['tokens_per_s'] / 1e6:.2f}"
 
 
-def icl(records):
+def icl(record):
     """Rows by structure: steps a second of train_ICL.py, of our plain loop and of the original's code."""
     table = [["attention", "steps/s", "our plain loop", "times that", "the original's loop", "times that"]]
-    (record,) = records
     rows = {(row["token_mixing_struct"], row["loop"]): row["steps_per_s"] for row in record["rows"]}
     for structure, theirs in ORIGINAL.items():
         ours, plain = rows[structure, "train_ICL"], rows[structure, "reference"]
-        numbers = [f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.0f}", theirs, f"{ours / theirs:.0f}"]
+        numbers = [f"{number:.0f}" for number in (ours, plain, ours / plain, theirs, ours / theirs)]
         table.append([STRUCTURES[structure][0], *numbers])
     return table, f"{device_words(record)}."
 
 
-def decode(records):
+def decode(record):
     """Rows by ranks: microseconds of the kernel at the last position that was timed."""
-    (record,) = records
     last = max(row["position"] for row in record["rows"])
-    table = [["keys kept with ranks", f"us at position {last:,}"]]
-    for row in record["rows"]:
-        if row["position"] == last and DECODED.items() <= row.items():
-            table.append([row["ranks"], f"{row['us']:.0f}"])
-    return table, f"{record['device']}, torch {record['torch']}, {record['dtype']}, batch {record['batch']}."
+    rows = [row for row in record["rows"] if row["position"] == last and DECODED.items() <= row.items()]
+    table = [["keys kept with ranks", f"us at position {last:,}"], *([r["ranks"], f"{r['us']:.0f}"] for r in rows)]
+    return table, f"{device_words(record)}, batch {record['batch']}."
 
 
 KINDS = {"attention": attention, "step": step, "icl": icl, None: decode}  # the record's command: its table
@@ -144,12 +125,15 @@ KINDS = {"attention": attention, "step": step, "icl": icl, None: decode}  # the 
 def main(argv=None):
     parser = plain_arguments(__doc__)
     parser.add_argument("records", nargs="+", help="JSON files that bench.py --out wrote, of one kind")
-    records = [read(path) for path in parser.parse_args(argv).records]
-    kinds = {record.get("command") for record in records}
-    if len(kinds) > 1 or not kinds <= KINDS.keys():
-        known, there = (", ".join(map(str, names)) for names in (KINDS, kinds))
-        raise BadInput(f"records of one of {known}, please; there are {there}")
-    table, words = KINDS[kinds.pop()](records)
+    paths = parser.parse_args(argv).records
+    records = [read(path) for path in paths]
+    kind, *others = {record.get("command") for record in records}
+    if others or kind not in KINDS or (kind != "step" and len(records) > 1):
+        raise BadInput(f"one record of {', '.join(map(str, KINDS))}, or several of step, please; not {' '.join(paths)}")
+    try:
+        table, words = KINDS[kind](*records)
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise BadInput(f"{' '.join(paths)}: a row is damaged or missing ({error!r})") from None
     show(table, words=words)
 
 

@@ -46,14 +46,11 @@ def picture(out, panels=1, columns=None):
         rows = math.ceil(len(titles) / columns)
         figure = Figure(figsize=(COLUMN * columns, PANEL * rows), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08)  # inches beside every panel
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for ax in axes[len(titles) :]:
-            ax.remove()
-        for ax, title in zip(axes, titles, strict=False):
-            ax.set_title(title)
-        yield axes[: len(titles)]
+        for i, title in enumerate(titles, 1):
+            figure.add_subplot(rows, columns, i, title=title)
+        yield figure.axes
         figure.draw_without_rendering()  # places the legends
-        legends = [ax.get_legend() for ax in axes if ax.get_legend()] + figure.legends
+        legends = [*filter(None, (ax.get_legend() for ax in figure.axes)), *figure.legends]
         heights = [legend.get_window_extent().height / figure.dpi for legend in legends]
         figure.set_figheight(PANEL * rows + max(heights, default=0) + (MARGIN if figure.legends else 0))
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,22 +59,19 @@ def picture(out, panels=1, columns=None):
             print(out.with_suffix(suffix))
 
 
-def draw_curves(ax, curves, markers, lines=None):
+def draw_curves(ax, curves, lines=None, markers=lambda n: [n - 1]):
     """A line for every curve, a band from the lowest seed to the highest, a marker at the points `markers(n)`.
 
     lines: {variant: line style}, if not only of these curves.
     """
     lines = lines or line_styles(curves)
     for curve in curves:
-        colour, look = STRUCTURES[curve.structure][1], structure_style(curve.structure)
-        at = markers(len(curve.x))
-        ax.plot(
-            curve.x, curve.mean, color=colour, linestyle=lines[curve.variant], label=curve.label,
-            linewidth=1.3 if len(curves) <= 8 else 0.9,
-        )  # fmt: skip
+        look, at = structure_style(curve.structure), markers(len(curve.x))
+        line = dict(color=look["color"], linestyle=lines[curve.variant], linewidth=1.3 if len(curves) <= 8 else 0.9)
+        ax.plot(curve.x, curve.mean, **line, label=curve.label)
         ax.plot(curve.x[at], curve.mean[at], **look, linestyle="", zorder=3)
         if len(curve.runs) > 1:
-            ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def draw_path(ax, run, metric, x, linestyle, **look):
@@ -105,31 +99,25 @@ def structure_style(structure):
     return dict(color=colour, marker=marker, markersize=size, markeredgecolor="white", markeredgewidth=0.4)
 
 
-def line_styles(curves):
+def line_styles(curves, lines=LINES):
     """{variant: line style}; raises BadInput if there are more variants than styles to tell them apart."""
     variants = list(dict.fromkeys(c.variant for c in curves if c.variant))
-    if len(variants) > len(LINES):
-        raise BadInput(
-            f"{len(variants)} kinds of run per structure are too many for one picture ({'; '.join(variants)}); "
-            "choose with --only NAME=VALUE"
-        )
-    return dict(zip(variants, LINES, strict=False)) | {"": "-"}
+    if len(variants) > len(lines):
+        several = f"{len(variants)} kinds of run per structure are too many for one picture ({'; '.join(variants)})"
+        raise BadInput(f"{several}; choose with --only NAME=VALUE")
+    return dict(zip(variants, lines, strict=False)) | {"": "-"}
 
 
 def legend(ax, curves):
     """Below the axes: colour and marker of every structure, then the line of every variant."""
-    structures, variants = handles(curves)
-    longest = max(len(h.get_label()) for h in [*structures, *variants])
-    columns = 2 if longest <= 26 and len(structures) + len(variants) > 1 else 1
+    both = structures, variants = handles(curves)
+    columns = 2 if len(shown := structures + variants) > 1 and max(len(h.get_label()) for h in shown) <= 26 else 1
     if columns == 2 and variants:  # a column each
-        rows = max(len(structures), len(variants))
-        structures += [Line2D([], [], linestyle="", label=" ") for _ in range(rows - len(structures))]
-        variants += [Line2D([], [], linestyle="", label=" ") for _ in range(rows - len(variants))]
-    below = ScaledTranslation(0, -0.42, ax.get_figure(root=True).dpi_scale_trans)
-    ax.legend(
-        handles=structures + variants, ncols=columns, loc="upper center", bbox_to_anchor=(0.45, 0),
-        bbox_transform=ax.transAxes + below, **KEYS, borderaxespad=0,
-    )  # fmt: skip
+        rows = itertools.zip_longest(*both, fillvalue=line_key(" ", linestyle=""))
+        shown = [*itertools.chain(*zip(*rows, strict=True))]
+    below = ax.transAxes + ScaledTranslation(0, -0.42, ax.get_figure(root=True).dpi_scale_trans)
+    place = dict(loc="upper center", bbox_to_anchor=(0.45, 0), bbox_transform=below, borderaxespad=0)
+    ax.legend(handles=shown, ncols=columns, **place, **KEYS)
 
 
 def shared_legend(axes, curves):
@@ -156,9 +144,9 @@ def handles(curves):
     return structures, variants
 
 
-def structure_key(structure, note="", **look):
-    """The handle of a structure in a legend, its name followed by a note."""
-    return Line2D([], [], **structure_style(structure) | look, label=STRUCTURES[structure][0] + note)
+def structure_key(structure, **look):
+    """The handle of a structure in a legend, labelled with its name unless said otherwise."""
+    return Line2D([], [], **dict(structure_style(structure), label=STRUCTURES[structure][0]) | look)
 
 
 def line_key(label, **look):

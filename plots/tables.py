@@ -1,6 +1,10 @@
 """Tables as text: those that a figure prints beside it, and those of the pages of results/, in Markdown."""
 
+import statistics
 import textwrap
+
+import pandas as pd
+from scipy.stats import ttest_1samp
 
 
 def show(*tables, words=""):
@@ -16,15 +20,10 @@ def markdown(header, *rows):
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def columns(header, rows):
-    """Text columns, each as wide as its widest entry; the first flushes left."""
-    rows = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+def columns(header, *rows):
+    """Text columns; the first flushes left."""
+    table = pd.DataFrame(rows, columns=header, dtype=str).set_index(header[0])
+    return table.rename_axis(index=None, columns=header[0]).to_string()
 
 
 def wrapped(text):
@@ -36,16 +35,17 @@ def within(low, high, form=".3f"):
     return f"[{low:{form}}, {high:{form}}]"
 
 
-def listed(words):
-    """a, b and c."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
+def student(values):
+    """(mean, lowest, highest, p) of Student's t for the mean of differences; of fewer than 3 the mean, then None."""
+    if len(values) < 3:
+        return statistics.fmean(values), None, None, None
+    test = ttest_1samp(values, 0)
+    return statistics.fmean(values), *test.confidence_interval(), test.pvalue
 
 
-def hours_words(runs, at_step=None):
+def hours_words(runs):
     """How many runs are behind a table, and their time."""
-    until = "" if at_step is None else f" until step {at_step:,}"
-    return f"{len(runs)} runs, {sum(run.seconds for run in runs) / 3600:.1f} hours of training{until}."
+    return f"{len(runs)} runs, {sum(run.seconds for run in runs) / 3600:.1f} hours of training."
 
 
 def final_table(curves, y, x="step"):
@@ -53,14 +53,10 @@ def final_table(curves, y, x="step"):
 
     Where the learning rate was chosen: the rate, and those it was chosen from.
     """
-    rates = ["lr", "of"] if all(c.tried for c in curves) else []
-    header = ["curve", "runs", "seeds", *rates, "step", *([] if x == "step" else [x]), y, "lowest", "highest"]
     rows = []
     for c in curves:
-        chosen = [f"{c.rate:g}", " ".join(f"{rate:g}" for rate in c.tried)] if rates else []
-        numbers = [f"{v[-1]:.4g}" for v in (c.mean, c.low, c.high)]
-        at = [] if x == "step" else [f"{c.x[-1]:.4g}"]
-        rows.append(
-            [c.label, str(len(c.runs)), " ".join(map(str, c.seeds)), *chosen, f"{c.steps[-1]:,}", *at, *numbers]
-        )
-    return columns(header, rows)
+        tried = dict(lr=f"{min(c.tried, key=c.tried.get):g}", of=" ".join(f"{r:g}" for r in c.tried)) if c.tried else {}
+        row = dict(curve=c.label, runs=len(c.runs), seeds=" ".join(map(str, c.seeds)), **tried, step=f"{c.steps[-1]:,}")
+        row |= {} if x == "step" else {x: f"{c.x[-1]:.4g}"}
+        rows.append(row | {name: f"{v[-1]:.4g}" for name, v in ((y, c.mean), ("lowest", c.low), ("highest", c.high))})
+    return columns(list(rows[0]), *(row.values() for row in rows))

@@ -12,8 +12,6 @@ import statistics
 import sys
 from pathlib import Path
 
-from scipy.stats import ttest_1samp
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from matplotlib.lines import Line2D
@@ -21,8 +19,9 @@ from matplotlib.ticker import MaxNLocator
 
 from plots.records import arguments, grouped, runs_of
 from plots.style import GREY, legend_below, picture, structure_key
+from plots.tables import student
 from plots.ts_kinds import kinds_of, look, published
-from plots.ts_pairs import FEWEST, differences, layout, lowest_validation, with_standard
+from plots.ts_pairs import paired, with_standard
 from training.errors import BadInput, command
 
 NAMES = {"encoder": "the paper's encoder", "patch": "patches"}
@@ -31,7 +30,7 @@ APART = 0.22  # rows between the functions of one horizon
 
 def panels_of(kinds):
     """{layout: [(standard attention's Kind, another), ..]}. BadInput if no function has its like to compare with."""
-    found = grouped(with_standard(kinds), lambda pair: layout(pair[0]))
+    found = grouped(with_standard(kinds), lambda pair: pair[0].layout)
     if not found:
         raise BadInput("no run has its like of standard attention to compare with")
     return found
@@ -43,8 +42,7 @@ def draw(ax, pairs):
     for place, (base, other) in enumerate(pairs):
         aside = APART * (place - (len(pairs) - 1) / 2)
         for row, horizon in enumerate(horizons):
-            both = other.runs.get(horizon, []), base.runs.get(horizon, [])
-            if values := differences(*both, lowest_validation):
+            if values := paired([base, other]).get((other.label, horizon)):
                 draw_seeds(ax, values, row + aside, look(other.settings))
     draw_published(ax, pairs[0][0], horizons)
     settings = pairs[0][0].settings
@@ -58,11 +56,11 @@ def draw(ax, pairs):
 
 def draw_seeds(ax, values, y, look):
     """The pairs of one function and horizon: seeds, mean, interval."""
-    colour, mean = look["color"], statistics.fmean(values)
+    colour, (mean, low, high, _) = look["color"], student(values)
     ax.plot(values, [y] * len(values), linestyle="", marker=look["marker"], markersize=3, color=colour, alpha=0.5)
     ax.plot([mean], [y], **look | dict(markersize=7), linestyle="", zorder=3)
-    if len(values) >= FEWEST:
-        ax.plot(ttest_1samp(values, 0).confidence_interval(), [y, y], color=colour, linewidth=1)
+    if low is not None:
+        ax.plot([low, high], [y, y], color=colour, linewidth=1)
 
 
 def draw_published(ax, base, horizons):
@@ -78,7 +76,7 @@ def draw_published(ax, base, horizons):
 
 def legend(axes, panels):
     """Below all panels: the functions, and the papers in order of appearance."""
-    structures = dict.fromkeys(other.settings["token_mixing_struct"] for pairs in panels.values() for _, other in pairs)
+    structures = dict.fromkeys(other.structure for pairs in panels.values() for _, other in pairs)
     shown = [structure_key(structure, linestyle="") for structure in structures]
     shown += [Line2D([], [], color=GREY, linestyle="", marker="o", markersize=3, label="one seed")]
     for ax in axes:

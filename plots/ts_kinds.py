@@ -5,15 +5,12 @@ have the lowest on average. Test errors have no say.
 """
 
 import dataclasses
-import itertools
-import statistics
 from dataclasses import dataclass, field
 
 from plots.names import IGNORED, SHORT, STRUCTURES
-from plots.records import check_finished, check_same, grouped, select
+from plots.records import check_finished, check_once, check_same, differing, grouped, select
 from plots.style import structure_style
-from training.errors import BadInput
-from training.records import find_runs
+from training.records import best_of, find_runs
 from training.settings import StructureSettings
 
 CHRONOS = "train_chronos.py"
@@ -73,6 +70,15 @@ class Kind:
     def label(self):
         return name(self.settings) + self.variant
 
+    @property
+    def structure(self):
+        return self.settings["token_mixing_struct"]
+
+    @property
+    def layout(self):
+        """What kinds that differ in their scoring function share."""
+        return self.settings["forecaster"], self.settings["look_back"]
+
     def errors(self, kind):
         """{horizon: one error for each seed}, kind: mse or mae."""
         metric = f"test/{kind}" if is_rule(self.settings) else f"best/test_{kind}"
@@ -120,25 +126,6 @@ def lowest_val(run):
     return min(value for _, value in run.series("val/mse").values())
 
 
-def chosen(runs):
-    """Of runs that differ in TUNED and the seed, those of the rate and steps with the lowest mean validation error.
-
-    The means are over the seeds that all have; raises BadInput if there are none.
-    """
-    tried = grouped(runs, lambda run: tuple(run.settings[key] for key in TUNED))
-    if len(tried) == 1:
-        return runs
-    common = set.intersection(*({run.settings["seed"] for run in same} for same in tried.values()))
-    if not common:
-        folders = ", ".join(str(run.folder) for run in runs)
-        raise BadInput(f"no seed is in all of {folders}, whose {' and '.join(TUNED)} are to be compared")
-
-    def mean(same):
-        return statistics.fmean(lowest_val(run) for run in same if run.settings["seed"] in common)
-
-    return min(tried.values(), key=mean)
-
-
 def kinds_of(runs):
     """The Kinds of runs on one dataset, in the order of the legend.
 
@@ -146,20 +133,17 @@ def kinds_of(runs):
     not. Raises BadInput for the same seed twice in a kind.
     """
     check_same(runs, ("dataset", "features"))
-    kinds, runs = [], sorted(runs, key=lambda run: (order(run.settings), run.settings["seed"]))
+    kinds, runs = [], sorted(runs, key=lambda run: (order(run.settings), run.settings["horizon"], run.settings["seed"]))
     for line in grouped(runs, lambda run: name(run.settings)).values():
-        kept, telling = [], {}
-        for _, same in sorted(by_horizon(line).items()):
-            for a, b in itertools.combinations(map(relevant, same), 2):
-                telling |= {key: True for key in [*a, *b] if a.get(key) != b.get(key) and key not in TUNED}
-            kept += same[:1] if is_rule(same[0].settings) else same
-        variants = grouped(kept, lambda run, telling=telling: tuple(run.settings.get(key) for key in telling))
+        if is_rule(line[0].settings):
+            line = [same[0] for same in by_horizon(line).values()]
+        names = [key for same in by_horizon(line).values() for key in differing([relevant(run) for run in same])]
+        telling = [key for key in dict.fromkeys(names) if key not in TUNED]
+        variants = grouped(line, lambda run, telling=telling: tuple(run.settings.get(key) for key in telling))
         for values in sorted(variants, key=lambda values: [(type(value).__name__, value) for value in values]):
             texts = [f", {SHORT.get(key, key)} = {value}" for key, value in zip(telling, values, strict=True)]
-            of_each = {horizon: chosen(same) for horizon, same in by_horizon(variants[values]).items()}
-            for a, b in itertools.chain.from_iterable(map(itertools.pairwise, of_each.values())):
-                if a.settings["seed"] == b.settings["seed"]:
-                    raise BadInput(f"{a.folder} and {b.folder} are the same run, seed {a.settings['seed']}; give one")
+            of_each = {h: best_of(same, TUNED, lowest_val)[0] for h, same in by_horizon(variants[values]).items()}
+            check_once(of_each.values())
             kinds.append(Kind(of_each, "".join(texts)))
     return kinds
 
@@ -169,12 +153,12 @@ def by_horizon(runs):
 
 
 def read_both(args):
-    """(runs of train_TS.py, runs of train_chronos.py) that the flags of `arguments` ask for, all finished."""
-    by_script = grouped(select(find_runs(args.runs, "train_TS.py"), args.only), lambda run: run.record["command"])
-    of_chronos = by_script.pop(CHRONOS, [])
-    others = [run for runs in by_script.values() for run in runs]
-    check_finished(of_chronos, CHRONOS)
-    check_finished(others, "train_TS.py")
+    """(runs of train_TS.py, runs of train_chronos.py) that the flags of `arguments` ask for."""
+    runs = select(find_runs(args.runs, "train_TS.py"), args.only)
+    of_chronos = [run for run in runs if run.record["command"] == CHRONOS]
+    others = [run for run in runs if run.record["command"] != CHRONOS]
+    check_finished(of_chronos, CHRONOS, args.unfinished)
+    check_finished(others, "train_TS.py", args.unfinished)
     return others, of_chronos
 
 

@@ -7,38 +7,25 @@ attention's, so that negative ones are better; the mean of the pairs, the 95% in
 read at its evaluation of lowest validation error, the paper's encoder also where its 200 and 1,000 iterations end.
 """
 
-import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scipy.stats import ttest_1samp
-
 from plots.names import STANDARD, STRUCTURES
 from plots.records import arguments, grouped
-from plots.tables import show, within
-from plots.ts_kinds import ITERATIONS, is_rule, kinds_of, read_both
+from plots.tables import show, student, within
+from plots.ts_kinds import ITERATIONS, kinds_of, read_both
 from training.errors import command
 
-FEWEST = 3  # pairs for an interval
 CHRONOS_ERRORS = {"test/mse": "MSE of the median", "test/mae": "MAE", "test/wql": "weighted quantile loss"}
 
 
 def with_standard(kinds):
     """[(standard attention's Kind, another Kind of its layout)], every one that has its like in standard attention."""
-    standard, others = (
-        [kind for kind in kinds if (kind.settings["token_mixing_struct"] == STANDARD) == is_standard]
-        for is_standard in (True, False)
-    )
-    return [(kind, other) for kind in standard for other in others if layout(kind) == layout(other)]
-
-
-def layout(kind):
-    """What kinds that differ in their scoring function share; DLinear and the rules have none."""
-    settings = kind.settings
-    has_none = is_rule(settings) or settings["forecaster"] == "dlinear"
-    return id(kind) if has_none else (settings["forecaster"], settings["look_back"])
+    standard = [kind for kind in kinds if kind.structure == STANDARD]
+    others = [kind for kind in kinds if kind.structure != STANDARD]
+    return [(kind, other) for kind in standard for other in others if kind.layout == other.layout]
 
 
 def lowest_validation(run):
@@ -46,57 +33,54 @@ def lowest_validation(run):
 
 
 def after(iterations):
-    return lambda run: run.evaluated["test/mse"][iterations]["test/mse"]
+    return lambda run: run.series("test/mse").get(iterations, (None, None))[1]
 
 
 def differences(runs, standards, read):
-    """The difference for every seed that both have, ascending; read(run): the error."""
-    mine, theirs = ({run.settings["seed"]: read(run) for run in each} for each in (runs, standards))
+    """The difference for every seed that both have, ascending; read(run): the error, None where it is not known."""
+    mine, theirs = (
+        {run.settings["seed"]: error for run in each if (error := read(run)) is not None} for each in (runs, standards)
+    )
     return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
-
-
-def p_value(values):
-    return ttest_1samp(values, 0).pvalue
 
 
 def words(values):
     """The mean difference, with its interval and p where there are enough."""
-    mean = f"{statistics.fmean(values):+.3f}"
-    if len(values) < FEWEST:
-        return f"{mean} ({len(values)} pairs)"
-    return f"{mean} {within(*ttest_1samp(values, 0).confidence_interval(), '+.3f')}, p {p_value(values):.2g}"
+    if not values:
+        return ""
+    mean, low, high, p = student(values)
+    return f"{mean:+.3f} ({len(values)} pairs)" if p is None else f"{mean:+.3f} {within(low, high, '+.3f')}, p {p:.2g}"
 
 
-def paired(kinds, read):
+def paired(kinds, read=lowest_validation):
     """{(label, horizon): differences, one a seed} of every function beside standard attention."""
-    found = {}
-    for base, other in with_standard(kinds):
-        for horizon in sorted(base.runs.keys() & other.runs.keys()):
-            if values := differences(other.runs[horizon], base.runs[horizon], read):
-                found[other.label, horizon] = values
-    return found
+    return {
+        (other.label, horizon): values
+        for base, other in with_standard(kinds)
+        for horizon, runs in other.runs.items()
+        if (values := differences(runs, base.runs.get(horizon, []), read))
+    }
 
 
 def rows(kinds):
     """A row for every function beside standard attention and place where its runs are read; a column a horizon."""
     pairs = with_standard(kinds)
     horizons = sorted({horizon for _, other in pairs for horizon in other.runs})
-    table = [["test MSE less that of standard attention", "read at", *(str(horizon) for horizon in horizons)]]
+    table = [["test MSE less that of standard attention", "read at", *horizons]]
     for base, other in pairs:
         places = {"lowest validation error": lowest_validation}
         if other.settings["forecaster"] == "encoder":
             places |= {f"{n:,} iterations": after(n) for n in ITERATIONS}
         for place, read in places.items():
             found = paired([base, other], read)
-            cells = [words(found[other.label, h]) if (other.label, h) in found else "" for h in horizons]
-            table.append([other.label, place, *cells])
+            table.append([other.label, place, *(words(found.get((other.label, h))) for h in horizons)])
     return table
 
 
 def chronos_pairs(runs):
     """{structure: {metric: differences from T5's attention, one a seed}} of Chronos runs."""
     groups = grouped(runs, lambda run: run.structure)
-    base = groups.pop(STANDARD)
+    base = groups.pop(STANDARD, [])
     return {
         structure: {m: differences(mine, base, lambda run, m=m: best_line(run)[m]) for m in CHRONOS_ERRORS}
         for structure, mine in groups.items()
@@ -113,7 +97,7 @@ def chronos_rows(runs):
 
 def best_line(run):
     """The evaluation of lowest validation quantile loss of a Chronos run."""
-    return min(run.evaluated["val/wql"].values(), key=lambda line: line["val/wql"])
+    return run.evaluated["val/wql"][min(run.series("val/wql").items(), key=lambda item: item[1][1])[0]]
 
 
 @command

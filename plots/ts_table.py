@@ -9,6 +9,7 @@ iterations read where that many steps end, in bold what validation chooses: the 
 steps holds that of 200. Then Chronos.
 """
 
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -37,26 +38,28 @@ def forecasters(kinds, short=False):
         errors = {horizon: [both] for horizon, both in peer.errors.items()}
         return [f"*{peer.name}, published*", *cells(errors, horizons, short), *([""] if short else ["", ""])]
 
-    if short:
-        rows = [["test MSE / MAE at horizon", *map(str, horizons), "seeds"]]
-    else:
-        rows = [["forecaster", *(f"{e.upper()} at {h}" for e in ERRORS for h in horizons), "rate", "seeds"]]
+    names = ["test MSE / MAE at horizon", *horizons] if short else ["forecaster", *columns(horizons), "rate"]
+    rows = [[*names, "seeds"]]
     for kind in kinds:
-        mse, mae = (kind.errors(error) for error in ERRORS)
-        errors = {horizon: list(zip(mse[horizon], mae[horizon], strict=True)) for horizon in kind.runs}
+        both = [kind.errors(error) for error in ERRORS]
+        errors = {h: list(zip(*(each[h] for each in both), strict=True)) for h in kind.runs}
         theirs = [peer for peer in left if peer.is_of(kind.settings)]
         rows += [[kind.label, *cells(errors, horizons, short), *how(kind, short)], *map(reported, theirs)]
         left = [peer for peer in left if peer not in theirs]
     return [*rows, *map(reported, left)]
 
 
+def columns(horizons):
+    """The heads of columns."""
+    return [f"{error.upper()} at {horizon}" for error in ERRORS for horizon in horizons]
+
+
 def cells(errors, horizons, short):
     """The texts of errors {horizon: [(MSE, MAE), ..]}, one a seed."""
-    by_error = {horizon: list(zip(*errors[horizon], strict=True)) for horizon in horizons if horizon in errors}
+    texts = [[spread(v) for v in zip(*errors[h], strict=True)] if h in errors else ["", ""] for h in horizons]
     if short:
-        means = {h: " / ".join(f"{statistics.fmean(values):.3f}" for values in both) for h, both in by_error.items()}
-        return [means.get(h, "") for h in horizons]
-    return [spread(by_error[h][i]) if h in by_error else "" for i in range(len(ERRORS)) for h in horizons]
+        return [" / ".join(text.partition(" ")[0] for text in both).strip(" /") for both in texts]
+    return itertools.chain(*zip(*texts, strict=True))
 
 
 def how(kind, short):
@@ -90,9 +93,7 @@ def paper_grid(runs):
             best = encoder, *val.mean().idxmin(), horizon
             cells.loc[best] = "**" + cells.loc[best] + "**"
     wide = cells.unstack("horizon", fill_value="")
-    rows = [
-        ["encoder", "rate", "iterations", *(f"{e.upper()} at {h}" for e in ERRORS for h in sorted(set(grid.horizon)))]
-    ]
+    rows = [[*about[:3], *columns(sorted(set(grid.horizon)))]]
     for encoder in dict.fromkeys(grid.encoder):
         rows += [[encoder, f"{rate:g}", f"{n:,}", *texts] for (rate, n), texts in wide.loc[encoder].iterrows()]
     return rows

@@ -18,8 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from plots import demo  # noqa: E402
-from plots.records import load_run  # noqa: E402
 from scripts.grid import commands, run_here, to_do  # noqa: E402
 from training.configurator import configure, setting  # noqa: E402
 from training.errors import command  # noqa: E402
@@ -69,9 +67,10 @@ def main(argv=None):
     print("\nwhat MLR attention writes after Python's documentation and sources:\n", flush=True)
     sample = ["sample.py", f"--out_dir={out_dir / 'lm_mlr'}", "--num_samples=1", "--max_new_tokens=300", "--start=def "]
     subprocess.run([sys.executable, *sample], check=True)
-    recall, lm = ([load_run(out_dir / name) for name in RUNS if name.startswith(kind)] for kind in ("recall", "lm"))
-    print(f"\n{demo.summary(recall, lm)}\n\npictures:", flush=True)
-    demo.draw(recall, lm, out_dir)
+    print(flush=True)
+    drawn = subprocess.run([sys.executable, "plots/demo.py", str(out_dir), "--out", str(out_dir)])
+    if drawn.returncode:  # plots/demo.py has said why
+        sys.exit(drawn.returncode)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,21 @@ def test_kinds_are_told_apart_by_structure_look_back_and_what_else_differs(tmp_p
     ]
 
 
+def test_unfinished_runs_are_paired_where_both_were_evaluated(tmp_path, capsys):
+    """The paper's encoder after 200 iterations, which MLR has not reached."""
+    for name, structure, status in (("s", {}, "finished"), ("m", MLR, "running")):
+        folder = write_run(tmp_path / name, forecaster="encoder", max_iters=1000, **structure)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | dict(status=status)))
+    line = {"step": 200, "val/mse": 2.0, "test/mse": 0.5, "test/mae": 0.2, "best/test_mse": 0.4, "best/test_mae": 0.2}
+    with (tmp_path / "s" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert f"{tmp_path / 'm'} is not finished" in refusal(capsys, ts_pairs.main, tmp_path)
+    ts_pairs.main([str(tmp_path), "--unfinished"])
+    rows = [line.split(" | ")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["+0.000 (1 pairs) |", " |", " |"]
+
+
 def test_patience_is_a_kind_of_its_own_where_it_ended_a_run(tmp_path):
     write_run(tmp_path / "a", seed=1)
     write_run(tmp_path / "b", seed=2, patience=1, patience_ends=True)

@@ -14,8 +14,9 @@ from plots import lm_laws, lm_pairs, readme, speed_table, ts_table
 from plots.claims import EIGHT_LEVELS
 from plots.lm_levels import levels
 from plots.records import read_runs, tuned
+from plots.tables import student
 from plots.ts_kinds import kinds_of
-from plots.ts_pairs import chronos_pairs, lowest_validation, p_value, paired
+from plots.ts_pairs import chronos_pairs, paired
 from training.records import find_runs
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def runs_at_one_rate():
 
 def test_the_sentences_on_language_models():
     tables = lm_pairs.pairs(runs_at_one_rate())
-    means = {structure: lm_pairs.mean_lead(table)[0] for structure, table in tables.items()}
+    means = {structure: table.lead.mean() for structure, table in tables.items()}
     assert [s for s, mean in means.items() if mean > 0] == ["multi_level_low_rank"]
     assert (tables["multi_level_low_rank"].lead > 0).all()
     window = tables["low_rank_with_sliding_window"]
@@ -105,8 +106,8 @@ def test_the_sentences_on_levels():
 
 def test_the_sentences_on_time_series():
     kinds = kinds_of(read_runs([RESULTS / "time_series"], "train_TS.py"))
-    differences = [values for values in paired(kinds, lowest_validation).values() if len(values) > 2]
-    assert all(p_value(values) > 0.05 for values in differences)  # none is beyond seeds
+    differences = [values for values in paired(kinds).values() if len(values) > 2]
+    assert all(student(values)[3] > 0.05 for values in differences)  # none is beyond seeds
     encoder = next(kind for kind in kinds if kind.label == "standard, L = 96")
     day = next(kind for kind in kinds if kind.label == "last day repeated")
     for horizon, runs in encoder.runs.items():

@@ -87,7 +87,7 @@ def test_grids_of_language_models(capsys, monkeypatch):
 
 
 def test_the_best_rate_at_the_smallest_width_goes_to_the_others(tmp_path, capsys, monkeypatch):
-    """Of finished runs at the smallest width of the main grid; a better loss at another width or T has no say."""
+    """Of the longest finished runs of the main grid's smallest width; a better loss elsewhere has no say."""
     monkeypatch.chdir(ROOT)
     common = [f"--out_dir={tmp_path}", "--seeds=1"]
 
@@ -103,6 +103,7 @@ def test_the_best_rate_at_the_smallest_width_goes_to_the_others(tmp_path, capsys
     made("^mlr_d256", 1.10, "finished", "--rates=3e-3")
     made("^mlr_d256", 1.09, "finished", "--rates=1e-2")
     made("^mlr_d256", 1.00, "running", "--rates=2e-2")
+    made("^mlr_d256", 1.01, "finished", "--rates=5e-3", "--extra=--max_iters=50")
     made("^mlr_d384", 1.05, "finished", "--rates=3e-3")
     made("^mlr_T4096", 1.01, "finished", "--rates=3e-3", "--grids=context")
     argv = [*common, "--rates=best", "--grids=scaling|levels|context", "--only=^mlr_(d512|2levels|T4096)"]

@@ -1,7 +1,6 @@
 """The records of runs, read: by a resume, by sweeps, by collect.py and by figures alike (DESIGN 9)."""
 
 import json
-import math
 import shlex
 import statistics
 from dataclasses import dataclass
@@ -71,14 +70,24 @@ def read_metrics(folder):
     return lines
 
 
+class _Settings(dict):
+    """The settings of a record, which names its folder where one is missing."""
+
+    def __init__(self, settings, folder):
+        super().__init__(settings)
+        self.folder = folder
+
+    def __missing__(self, name):
+        raise BadInput(f"{self.folder}/run.json has no setting {name}")
+
+
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """One run's folder: the dict of run.json and the lines of metrics.jsonl; `as_of`: the step it ends at here."""
+    """One run's folder: the dict of run.json and the lines of metrics.jsonl."""
 
     folder: Path
     record: dict
     metrics: list
-    as_of: float = math.inf
 
     @cached_property
     def settings(self):
@@ -89,10 +98,10 @@ class RecordedRun:
         windows of different seeds.
         """
         settings = self.record["settings"]
-        if self.record["command"] != "train.py":
-            return settings
-        tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
-        return settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
+        if self.record["command"] == "train.py":
+            tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
+            settings = settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
+        return _Settings(settings, self.folder)
 
     @property
     def status(self):
@@ -116,10 +125,10 @@ class RecordedRun:
 
     @cached_property
     def evaluated(self):
-        """{metric: {step: line}} up to `as_of`; a step logged twice counts as it was logged last."""
+        """{metric: {step: line}}; a step logged twice counts as it was logged last."""
         found = {}
         for line in self.metrics:
-            for name in line if line["step"] <= self.as_of else ():
+            for name in line:
                 found.setdefault(name, {})[line["step"]] = line
         return found
 
@@ -178,8 +187,12 @@ class RecordedRun:
         return BadInput(f"{self.folder} has no {metric}; {how} with: {self.command('--overwrite=True')}")
 
     def _check_finite(self, values, what, step):
-        if not np.isfinite(np.asarray(values, float)).all():
-            raise BadInput(f"{self.folder}: {what} is not finite at step {step}")
+        try:
+            finite = np.isfinite(np.asarray(values, float)).all()
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise BadInput(f"{self.folder}: {what} is no finite number at step {step}")
 
 
 def load_run(folder):
@@ -203,6 +216,42 @@ def find_runs(paths, script="train.py"):
         how = [f"no run in {path}; make it with: python {script} {CONFIGS[script]} --out_dir={path}" for path in empty]
         raise BadInput("\n".join(how))
     return [load_run(folder) for folder in sorted(folders.values())]
+
+
+def grouped(items, key):
+    """{key(item): items}, in the order of their first."""
+    found = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def best_of(runs, names, error):
+    """(the runs whose values of the settings `names` have the lowest mean error, {values: mean error}).
+
+    error: run -> number. The means are over the seeds that all values have, so that more seeds of one are no advantage.
+    Raises BadInput if there is no such seed.
+    """
+    tried = grouped(runs, lambda run: tuple(run.settings[name] for name in names))
+    common = set.intersection(*({run.settings["seed"] for run in same} for same in tried.values()))
+    if not common:
+        words = " or ".join(", ".join(map(str, values)) for values in tried)
+        alike = f"{runs[0].folder} and {len(runs) - 1} runs like it"
+        raise BadInput(f"no seed is in all of {', '.join(names)} = {words}, at which {alike} are to be compared")
+    means = {
+        values: statistics.fmean(error(run) for run in same if run.settings["seed"] in common)
+        for values, same in tried.items()
+    }
+    return tried[min(means, key=means.get)], means
+
+
+def shared_steps(runs, metric, x="step"):
+    """The steps but 0 at which all runs have `metric` and `x`, ascending. Raises BadInput if there is none."""
+    steps = set.intersection(*(set(run.series(metric, x)) for run in runs)) - {0}
+    if not steps:
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise BadInput(f"no step after the first at which {metric} is known for all of {folders}")
+    return sorted(steps)
 
 
 def _kind(value):

@@ -42,12 +42,16 @@ def load_ett(folder):
         raise BadInput(f"{error.filename} is missing; {again}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / 'meta.json'} is damaged ({error!r}); {again}") from error
-    if not (std > 0).all():
-        raise BadInput(f"{folder / 'meta.json'} is damaged (standard deviations {std.tolist()}); {again}")
+    if not (np.isfinite([mean, std]).all() and (std > 0).all()):
+        numbers = f"means {mean.tolist()}, standard deviations {std.tolist()}"
+        raise BadInput(f"{folder / 'meta.json'} is damaged ({numbers}); {again}")
     for split, part, count in zip(SPLITS, parts, rows, strict=True):
         if part.size != count * len(COLUMNS) or not count:
             found = f"{part.size:,} values, not {count:,} rows of {len(COLUMNS)}"
             raise BadInput(f"{folder / split}.bin has {found}; {again}")
+        if not np.isfinite(part).all():
+            row, column = divmod(int(np.isfinite(part).argmin()), len(COLUMNS))
+            raise BadInput(f"{folder / split}.bin, row {row:,}: {COLUMNS[column]} is no finite number; {again}")
     values = np.concatenate(parts).reshape(-1, len(COLUMNS))
     borders = tuple(int(row) for row in np.cumsum([0, *rows]))
     return Series(((values - mean) / std).astype(np.float32), borders, list(COLUMNS), minutes)

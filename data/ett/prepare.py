@@ -1,6 +1,7 @@
 """The ETT time series, checked and split into 12, 4 and 4 months: `python data/ett/prepare.py`, a second a series."""
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import math
@@ -13,8 +14,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.ett import COLUMNS, DTYPE, SPLITS
-from data.files import decode_utf8, download, make_folder, read_bytes, write_json, write_whole
+from data.files import decode, download, json_bytes, make_folder, output_folder, read_bytes, writing
 from training.errors import BadInput, command
+from training.files import replacing
 
 URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/{}.csv"
 SERIES = {  # name: (minutes between rows, rows)
@@ -34,8 +36,8 @@ def read_series(text, where, minutes, rows):
     """(first timestamp, (rows, columns) values) of a CSV; BadInput names the line that is not as it must be."""
     lines = csv.reader(text.splitlines())
     header = next(lines, [])
-    if header != ["date", *COLUMNS]:
-        raise BadInput(f"{where}: the header is {','.join(header)}; it must be date,{','.join(COLUMNS)}")
+    if [name.strip().lower() for name in header] != [name.lower() for name in ["date", *COLUMNS]]:
+        raise BadInput(f"{where}: the header is {','.join(header)!a}; it must be date,{','.join(COLUMNS)}")
     start, values = None, []
     for number, fields in enumerate(lines, 2):
         if len(fields) != len(header):
@@ -88,7 +90,7 @@ def check_varies(train, where):
 def write_series(folder, name, content, where, changed=False):
     """Check the CSV, then write train.bin, val.bin, test.bin (raw values) and, last, meta.json."""
     minutes, rows = SERIES[name]
-    text = decode_utf8(content, where)
+    text = decode(content, where)
     start, values = read_series(text, where, minutes, rows)
     month = 30 * 24 * 60 // minutes
     counts = {split: MONTHS[split] * month for split in SPLITS}
@@ -105,10 +107,11 @@ def write_series(folder, name, content, where, changed=False):
     meta["sha256"] = {split: hashlib.sha256(part).hexdigest() for split, part in parts.items()}
     meta["source"] = {"rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     make_folder(folder)
-    (folder / "meta.json").unlink(missing_ok=True)
-    for split, part in parts.items():
-        write_whole(folder / f"{split}.bin", part)
-    write_json(folder / "meta.json", meta)
+    files = {"meta.json": json_bytes(meta), **{f"{split}.bin": part for split, part in parts.items()}}
+    with writing(folder), contextlib.ExitStack() as stack:  # the last to be opened is the first to be put in place
+        for file, part in files.items():
+            stack.enter_context(replacing(folder / file)).write(part)
+        (folder / "meta.json").unlink(missing_ok=True)
     shares = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
     print(f"{folder}: {shares} rows; source sha256 {meta['source']['sha256']}")
 
@@ -118,9 +121,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", nargs="+", choices=SERIES, default=["ETTh1", "ETTh2"], help="series to download")
     parser.add_argument("--input", metavar="PATH", nargs="+", help="local files instead, called ETTh1.csv and so on")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path(__file__).parent, help="where the folders go")
+    parser.add_argument("--out", metavar="DIR", default=Path(__file__).parent, help="where the folders go")
     parser.add_argument("--changed", action="store_true", help="accept values other than the published ones")
     args = parser.parse_args(argv)
+    out = output_folder(args.out)
 
     for path in args.input or []:
         if Path(path).stem not in SERIES:
@@ -128,7 +132,7 @@ def main(argv=None):
     for source in args.input or args.names:
         name = Path(source).stem
         content = read_bytes(source) if args.input else download(URL.format(name))
-        write_series(args.out / name, name, content, source if args.input else URL.format(name), args.changed)
+        write_series(out / name, name, content, source if args.input else URL.format(name), args.changed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -13,54 +14,53 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data import hub
+from data import documents, hub
 from data.corpus import GPT2, CorpusWriter, complete, gpt2_encoding, report
-from data.files import describe, read_documents
+from data.files import output_folder
 from training.errors import BadInput, command
 
 SEED = 2357
 BATCH = 1000  # documents joined before each write
 
 
-def open_local(paths, about):
+def open_local(sources, key, about):
     """Local text as the same kind of dataset. `about` has the files' sha256, so that the cache knows a changed file."""
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
 
-    def rows(paths, about):
-        for text in read_documents(paths):
+    def rows():
+        for text in documents.read_documents(sources, key):
             yield {"text": text}
 
     try:
-        # One list would be cut up among processes; a tuple reaches `rows` whole.
-        kwargs = {"paths": tuple(paths), "about": str(about)}
-        return Dataset.from_generator(rows, gen_kwargs=kwargs, features=Features({"text": Value("string")}))
+        fingerprint = hashlib.sha256(str(about).encode()).hexdigest()
+        return Dataset.from_generator(rows, features=Features({"text": Value("string")}), fingerprint=fingerprint)
     except DatasetGenerationError as error:
         raise error.__cause__ from None
 
 
-def tokenise(documents, encoding, workers):
+def tokenise(dataset, encoding, workers):
     """A column "ids" in place of "text": GPT-2's tokens and the end-of-text token."""
     from datasets import Features, List, Value
 
     def encode(row):
         return {"ids": np.array([*encoding.encode_ordinary(row["text"]), encoding.eot_token], np.uint16)}
 
-    return documents.map(
+    return dataset.map(
         encode,
-        remove_columns=documents.column_names,
+        remove_columns=dataset.column_names,
         features=Features({"ids": List(Value("uint16"))}),
         num_proc=workers if workers > 1 else None,
         desc="tokenising",
     )
 
 
-def write(folder, documents, about, encoding, val_fraction, workers):
+def write(folder, dataset, about, encoding, val_fraction, workers):
     """Split whole documents at random as nanoGPT does, tokenise, and write both splits."""
     try:
-        parts = documents.train_test_split(test_size=val_fraction, seed=SEED, shuffle=True)
+        parts = dataset.train_test_split(test_size=val_fraction, seed=SEED, shuffle=True)
     except ValueError as error:  # a split would be empty
-        raise BadInput(f"too few documents ({len(documents)}) for a val split of {val_fraction}: {error}") from error
+        raise BadInput(f"too few documents ({len(dataset)}) for a val split of {val_fraction}: {error}") from error
     with CorpusWriter(folder, about) as writer:
         for split, part in (("train", parts["train"]), ("val", parts["test"])):
             batches = tokenise(part, encoding, workers).with_format("numpy").iter(batch_size=BATCH)
@@ -72,24 +72,26 @@ def write(folder, documents, about, encoding, val_fraction, workers):
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", nargs="+", metavar="PATH", help="local text or .xz, empty lines between documents")
+    documents.add_arguments(parser)
     parser.add_argument("--val_fraction", type=float, default=0.0005, help="share of the documents drawn for val")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that tokenise")
     parser.add_argument("--out", metavar="DIR", default=Path(__file__).parent, help="where the files go")
     args = parser.parse_args(argv)
     if not 0 < args.val_fraction < 1:
         raise BadInput(f"--val_fraction is a share between 0 and 1, got {args.val_fraction}")
+    out = output_folder(args.out)
 
-    source = {"files": [describe(path) for path in args.input]} if args.input else hub.SOURCE
-    about = {"name": "openwebtext", **GPT2, "source": {**source, "seed": SEED, "val_fraction": args.val_fraction}}
-    if complete(args.out, about):
-        print(f"{args.out} is complete already; delete its meta.json to make it again")
-        return
-    encoding = gpt2_encoding()
-    documents = open_local(args.input, source) if args.input else hub.open_openwebtext(streaming=False)
-    if not args.input:
-        hub.check_count(len(documents))
-    report(args.out, write(args.out, documents, about, encoding, args.val_fraction, args.workers))
+    with documents.opened(args.input or [], out) as sources:
+        source = {"files": documents.describe(sources, args.text_key)} if sources else hub.SOURCE
+        about = {"name": "openwebtext", **GPT2, "source": {**source, "seed": SEED, "val_fraction": args.val_fraction}}
+        if complete(out, about):
+            print(f"{out} is complete already; delete its meta.json to make it again")
+            return
+        encoding = gpt2_encoding()
+        dataset = open_local(sources, args.text_key, source) if sources else hub.open_openwebtext(streaming=False)
+        if not sources:
+            hub.check_count(len(dataset))
+        report(out, write(out, dataset, about, encoding, args.val_fraction, args.workers))
 
 
 if __name__ == "__main__":

@@ -13,24 +13,24 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data import hub
-from data.corpus import CHARACTERS, CorpusWriter, complete, drawn_for_val, encode_symbols, report
-from data.files import describe, read_documents
+from data import documents, hub
+from data.corpus import CHARACTERS, CorpusWriter, complete, drawn_for_val, encode_symbols, report, to_ascii
+from data.files import output_folder
 from training.errors import BadInput, command
 
 SEED = 2357
 
 
 class LocalText:
-    """Documents of local files as (split, text); split None leaves it to the draw."""
+    """Documents of what `documents.opened` gives as (split, text); split None leaves it to the draw."""
 
     total = None  # unknown before reading
 
-    def __init__(self, train, val):
-        self.files = [("train" if val else None, path) for path in train] + [("val", path) for path in val]
+    def __init__(self, train, val, key):
+        self.parts, self.key = (("train" if val else None, train), ("val", val)), key
 
     def documents(self, start, position):
-        every = ((split, text) for split, path in self.files for text in read_documents([path]))
+        every = ((split, text) for split, part in self.parts for text in documents.read_documents(part, self.key))
         return itertools.islice(every, start, None)
 
     def position(self):
@@ -61,17 +61,19 @@ class HubText:
         return self.dataset.state_dict()
 
 
-def write(writer, source, val_fraction):
+def write(writer, source, val_fraction, ascii_only):
     """Encode every document that a killed run has not, each into its split."""
     start = sum(writer.documents.values())
     if start:
         print(f"going on after {start:,} documents")
-    documents = source.documents(start, writer.position)
-    bar = tqdm(documents, initial=start, total=source.total, unit=" documents", mininterval=1)
+    every = source.documents(start, writer.position)
+    bar = tqdm(every, initial=start, total=source.total, unit=" documents", mininterval=1)
     for number, (split, text) in enumerate(bar, start):
+        if ascii_only:
+            text = to_ascii(text)
         ids = encode_symbols(text)
         if ids is None:
-            writer.drop()
+            writer.drop(text)
         else:
             writer.add(split or ("val" if drawn_for_val(SEED, number, val_fraction) else "train"), ids)
         if writer.checkpoint_due:
@@ -79,34 +81,39 @@ def write(writer, source, val_fraction):
     return writer.finish()
 
 
-def describe_source(args):
+def describe_source(args, train, val):
     """What meta.json says of the source, and what a run must share with a killed one to go on from it."""
-    if args.val:
-        return {"train": [describe(path) for path in args.input], "val": [describe(path) for path in args.val]}
-    source = {"files": [describe(path) for path in args.input]} if args.input else hub.SOURCE
+    source = {"ascii": True} if args.ascii else {}
+    if val:
+        parts = {"train": train, "val": val}
+        return source | {split: documents.describe(part, args.text_key) for split, part in parts.items()}
+    source |= {"files": documents.describe(train, args.text_key)} if train else hub.SOURCE
     return {**source, "seed": SEED, "val_fraction": args.val_fraction}
 
 
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", nargs="+", metavar="PATH", help="local text or .xz, empty lines between documents")
+    documents.add_arguments(parser)
     parser.add_argument("--val", nargs="+", metavar="PATH", help="local validation text; --input is then all train")
     parser.add_argument("--val_fraction", type=float, default=0.0005, help="share of documents drawn without --val")
+    parser.add_argument("--ascii", action="store_true", help="write quotes, dashes, accents and tabs in ASCII first")
     parser.add_argument("--out", metavar="DIR", default=Path(__file__).parent, help="where the files go")
     args = parser.parse_args(argv)
     if args.val and not args.input:
         raise BadInput("--val goes with --input: the hub's text has its val split drawn from it")
     if not 0 < args.val_fraction < 1:
         raise BadInput(f"--val_fraction is a share between 0 and 1, got {args.val_fraction}")
+    out = output_folder(args.out)
 
-    about = {"name": "openwebtext_small", **CHARACTERS, "source": describe_source(args)}
-    if complete(args.out, about):
-        print(f"{args.out} is complete already; delete its meta.json to make it again")
-        return
-    source = LocalText(args.input, args.val or []) if args.input else HubText(hub.open_openwebtext(streaming=True))
-    with CorpusWriter(args.out, about) as writer:
-        report(args.out, write(writer, source, args.val_fraction))
+    with documents.opened(args.input or [], out) as train, documents.opened(args.val or [], out) as val:
+        about = {"name": "openwebtext_small", **CHARACTERS, "source": describe_source(args, train, val)}
+        if complete(out, about):
+            print(f"{out} is complete already; delete its meta.json to make it again")
+            return
+        source = LocalText(train, val, args.text_key) if train else HubText(hub.open_openwebtext(streaming=True))
+        with CorpusWriter(out, about) as writer:
+            report(out, write(writer, source, args.val_fraction, args.ascii))
 
 
 if __name__ == "__main__":

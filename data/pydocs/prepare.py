@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.corpus import CHARACTERS, CorpusWriter, drawn_for_val, encode_symbols, report
+from data.corpus import CHARACTERS, TYPOGRAPHY, CorpusWriter, drawn_for_val, encode_symbols, report
+from data.files import output_folder
 from training.errors import BadInput, command
 
 SEED = 2357
@@ -21,7 +22,6 @@ VAL_FRACTION = 0.1
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__phello__"}
 LEFT_OUT |= {"encodings", "topics.py"}
 LEFT_OUT_PREFIXES = ("_sysconfigdata", "config-")
-TYPOGRAPHY = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "..."})  # in the topics
 
 
 def find_documents(stdlib):
@@ -56,20 +56,21 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", metavar="DIR", default=Path(__file__).parent, help="where the files go")
     args = parser.parse_args(argv)
+    out = output_folder(args.out)
 
     stdlib = Path(sysconfig.get_path("stdlib"))
     if not stdlib.is_dir():
         raise BadInput(f"this Python keeps no sources at {stdlib}; use data/shakespeare_char/prepare.py instead")
     about = {"name": "pydocs", **CHARACTERS, "source": {"python": platform.python_version()}}
-    with CorpusWriter(args.out, about) as writer:
+    with CorpusWriter(out, about) as writer:
         for name, text in find_documents(stdlib):
-            ids = encode_symbols(clean(text))
+            ids = encode_symbols(text := clean(text))
             if ids is None:
                 print(f"dropped, has other characters: {name}")
-                writer.drop()
+                writer.drop(text)
             else:
                 writer.add("val" if drawn_for_val(SEED, name, VAL_FRACTION) else "train", ids)
-        report(args.out, writer.finish())
+        report(out, writer.finish())
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from plots.records import LM_LOSS, LM_RATE, find_runs, tuned
 from scripts.grid import GridSettings, launch, pick
 from training.configurator import configure, parse_list, setting
 from training.errors import command
+from training.records import best_of, find_runs, shared_steps
 
 CONFIG = "config/struct_configs"
 RATES = {  # structure: {d_model: the best rate in the paper's runs}
@@ -65,7 +65,13 @@ def best_rate(runs, structure):
     """The rate of the lowest loss at the smallest width, among the longest finished runs of the main grid, or None."""
     name = re.compile(rf"{structure}_d{min(RATES[structure])}_lr[^_]*_seed\d+")
     done = [run for run in runs if name.fullmatch(run.folder.name) and run.status == "finished"]
-    return max(tuned(done, LM_LOSS, LM_RATE), key=lambda curve: curve.settings["max_iters"]).rate if done else None
+    if not done:
+        return None
+    longest = max(run.settings["max_iters"] for run in done)
+    same = [run for run in done if run.settings["max_iters"] == longest]
+    last = shared_steps(same, "val/loss")[-1]
+    best, _ = best_of(same, ["init_lr"], lambda run: run.series("val/loss")[last][1])
+    return best[0].settings["init_lr"]
 
 
 @command
