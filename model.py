@@ -1,7 +1,7 @@
 """A transformer whose attention takes any scoring function of `structured/`, and its three heads.
 
 GPT predicts the next token, InContextRegressor the y of every x of a prompt, Forecaster the next hours of a series.
-Pre-norm blocks, MLP of width 4 d_model with exact GELU, no biases unless asked for. Parameters state their role for
+Pre-norm blocks, MLP of width 4 d_model with GELU, no biases unless asked for. Parameters state their role for
 maximal update parametrization; `training/mup.py` initialises them. Geometry is computed, never stored in a checkpoint.
 """
 
@@ -26,6 +26,7 @@ class ModelConfig:
     n_layer: int
     dropout: float = 0.0
     bias: bool = False
+    gelu: str = "none"  # how GELU is approximated, as in F.gelu: none or tanh
 
     def __post_init__(self):
         if self.n_layer < 1:
@@ -73,10 +74,10 @@ class MLP(nn.Module):
         d_model = cfg.scoring.d_model
         self.c_fc = Linear(d_model, 4 * d_model, role="hidden", bias=cfg.bias)
         self.c_proj = Linear(4 * d_model, d_model, role="output", bias=cfg.bias)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout, self.gelu = nn.Dropout(cfg.dropout), cfg.gelu
 
     def forward(self, x):
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.gelu)))
 
 
 class Block(nn.Module):
@@ -159,12 +160,17 @@ class Head(nn.Module):
 
 
 class GPT(Head):
-    """Language model: token ids (B, T) -> logits (B, T, vocab_size), and the loss in nats per token given targets."""
+    """Language model: token ids (B, T) -> logits (B, T, vocab_size), and the loss in nats per token given targets.
 
-    def __init__(self, cfg, vocab_size):
+    tied: the output head is the table of token embeddings, as in GPT-2.
+    """
+
+    def __init__(self, cfg, vocab_size, tied=False):
         super().__init__(cfg)
         self.wte = Embedding(vocab_size, cfg.scoring.d_model)
         self.lm_head = Linear(cfg.scoring.d_model, vocab_size, role="output")
+        if tied:
+            self.lm_head.weight = self.wte.weight
 
     def forward(self, idx, targets=None, cache=None):
         x = self.trunk(self.wte(idx), cache)

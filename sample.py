@@ -1,30 +1,33 @@
 """Write text from a checkpoint of train.py, for every scoring function.
 
     python sample.py --out_dir=out/shakespeare_char_mlr --start="ROMEO:" --num_samples=2
+    python sample.py --init_from=gpt2-xl --start="What is the answer?" --max_new_tokens=100
 
 Keys and values of the text so far are kept (for MLR attention the keys of the current blocks only), so that a token
 costs one row of scores. Beyond block_size the context is its last block_size tokens, recomputed at every token.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from data.corpus import codec
+from data.corpus import GPT2_VOCAB, codec, gpt2_codec
 from model import GPT
 from train import Settings as TrainSettings
 from training import devices
 from training.checkpoint import load_checkpoint, load_weights
 from training.configurator import configure, require_at_least, setting
 from training.errors import BadInput, command
+from training.pretrained import architecture, load_pretrained
 
 
 @dataclass
 class Settings:
     """Write text from a checkpoint. Config files and flags, the later one winning."""
 
+    init_from: str = setting("resume", "resume: the run in out_dir; gpt2, .., gpt2-xl or a folder: GPT-2's weights")
     out_dir: str = setting("out", "folder of the run that train.py made")
     start: str = setting("\n", "text to go on from; FILE:path reads it from a file")
     num_samples: int = setting(3, "how many texts")
@@ -56,17 +59,27 @@ def load_model(out_dir, device="cpu"):
     saved = load_checkpoint(path)
     if "corpus" not in saved:
         raise BadInput(f"{path} is not a language model: it names no corpus to decode with")
-    model_cfg = TrainSettings(**saved["settings"]).model_config()
-    model = GPT(model_cfg, saved["corpus"]["vocab_size"]).to(device)
+    trained = TrainSettings(**saved["settings"])
+    model = GPT(trained.model_config(), len(saved["model"]["wte.weight"]), trained.tie_weights).to(device)
     load_weights(model, saved["model"], path)
     return model.eval(), *codec(saved["corpus"])
+
+
+def load_gpt2(name, device="cpu"):
+    """(model in evaluation mode, encode, decode) of GPT-2's weights."""
+    cfg = TrainSettings(pretrained=name, mup=False)
+    cfg = replace(cfg, **architecture(cfg))
+    model = GPT(cfg.model_config(), GPT2_VOCAB, cfg.tie_weights)
+    load_pretrained(model, name)
+    return model.to(device).eval(), *gpt2_codec()
 
 
 @command
 def main(argv=None):
     cfg = configure(Settings, argv)
     device = devices.pick_device(cfg.device)
-    model, encode, decode = load_model(cfg.out_dir, device)
+    from_run = cfg.init_from == "resume"
+    model, encode, decode = load_model(cfg.out_dir, device) if from_run else load_gpt2(cfg.init_from, device)
     prompt = encode(cfg.prompt())
     if not prompt:
         raise BadInput("the start is empty; give at least one character")

@@ -9,26 +9,28 @@ step, all its micro-batches, is a CUDA graph (training/capture.py); on the CPU, 
 it is called as it is.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from data.corpus import load_corpus
+from data.corpus import find_corpus, load_corpus
 from data.windows import IGNORED, WindowStream, draw_windows, text_windows, to_device
 from model import GPT
 from training.configurator import configure, setting
 from training.errors import BadInput, command
 from training.loop import Loop, LossMeter, counted
 from training.optimizer import Optimizer
+from training.originals import LANGUAGE_MODEL
+from training.pretrained import architecture, load_pretrained
 from training.process import Process
 from training.run import Run
 from training.schedule import lr_factor
-from training.settings import RunSettings, StructureSettings
+from training.settings import STARTS, RunSettings, StructureSettings
 
 EVAL_WINDOWS = 32  # windows that one of eval_iters stands for, whatever the batch size
+NANOGPT = "a config file of nanoGPT's comes after config/nanogpt.py, which has its defaults"
 
 
 @dataclass
@@ -36,12 +38,16 @@ class Settings(RunSettings, StructureSettings):
     """Train a language model. Config files and flags, the later one winning."""
 
     dataset: str = setting("openwebtext_small", "folder in data_dir that holds train.bin, val.bin and meta.json")
-    data_dir: str = setting("data", "where the prepared datasets are", free=True)
+    data_dir: str = setting("data", "where the prepared datasets are, or the dataset's own folder", free=True)
+    vocab_size: int = setting(-1, "tokens that the model knows; -1: those of the dataset", before=-1)
+    tie_weights: bool = setting(False, "the output head is the table of token embeddings, as in GPT-2", before=False)
+    pretrained: str = setting("", "start from gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder with one", before="")
     batch_size: int = setting(4, "sequences in a micro-batch")
     gradient_accumulation_steps: int = setting(8, "micro-batches in a step, of all processes together")
     max_iters: int = setting(100_000, "steps to train for", free=True)
     init_lr: float = setting(3e-3, "peak learning rate at fan-in 768; other widths follow by µP")
     warmup_iters: int = setting(2_000, "steps of linear warm-up")
+    warmup_constant: bool = setting(True, "False: without a decay no warm-up either, as in nanoGPT", before=True)
     decay_lr: bool = setting(False, "cosine decay after the warm-up; otherwise constant")
     lr_decay_iters: int = setting(100_000, "step at which a decaying rate reaches min_lr")
     min_lr: float = setting(0.0, "rate at which the decay ends")
@@ -52,6 +58,8 @@ class Settings(RunSettings, StructureSettings):
     always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
 
     ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")  # nanoGPT's names
+    ANSWERS: ClassVar[dict] = LANGUAGE_MODEL
+    NEEDS: ClassVar[dict] = dict(lr_decay_iters=("decay_lr", NANOGPT), min_lr=("decay_lr", NANOGPT))
     POSITIVE: ClassVar[tuple] = ("init_lr", "lr_decay_iters")
     AT_LEAST: ClassVar[dict] = dict(
         batch_size=1, gradient_accumulation_steps=1, block_size=1,
@@ -59,8 +67,12 @@ class Settings(RunSettings, StructureSettings):
     )
 
     def __post_init__(self):
+        if self.init_from not in STARTS:  # nanoGPT's way of naming weights
+            self.pretrained, self.init_from = self.init_from, "scratch"
         super().__post_init__()
-        if self.min_lr > self.init_lr:
+        if self.vocab_size < 1 and self.vocab_size != -1:
+            raise BadInput(f"vocab_size is {self.vocab_size}, it must be at least 1, or -1")
+        if self.decay_lr and self.min_lr > self.init_lr:
             raise BadInput(f"min_lr {self.min_lr} is above init_lr {self.init_lr}: the rate would rise")
 
 
@@ -98,6 +110,8 @@ def headline(metrics):
 
 def rate_factor(cfg, step):
     """Share of the peak learning rate at a step."""
+    if not (cfg.decay_lr or cfg.warmup_constant):
+        return 1.0
     floor = cfg.min_lr / cfg.init_lr if cfg.decay_lr else 1.0
     return lr_factor(step, cfg.warmup_iters, cfg.lr_decay_iters, floor)
 
@@ -107,17 +121,21 @@ def training(cfg, **one_of_several):
 
     one_of_several: what training/together.py passes to `Run` then.
     """
-    model_cfg = cfg.model_config()
-    corpus = load_corpus(Path(cfg.data_dir) / cfg.dataset, cfg.block_size)
+    if cfg.pretrained:
+        cfg = replace(cfg, **architecture(cfg))
+    model_cfg, folder = cfg.model_config(), find_corpus(cfg.data_dir, cfg.dataset)
+    corpus = load_corpus(folder, cfg.block_size, None if cfg.vocab_size == -1 else cfg.vocab_size)
     process = Process(
         cfg, micro_batches=cfg.gradient_accumulation_steps, cuda_graph=cfg.cuda_graph,
         attention_backend=cfg.attention_backend,
     )  # fmt: skip
     run = Run(cfg, "train.py", process.world, **one_of_several)
     process.join()
-    model = process.initialised(lambda: GPT(model_cfg, corpus.vocab_size))
+    model = process.initialised(lambda: GPT(model_cfg, corpus.vocab_size, cfg.tie_weights), cfg.mup)
+    if cfg.pretrained and not run.saved:
+        load_pretrained(model, cfg.pretrained)
     network = process.network(model)
-    optimizer = Optimizer(model, cfg.init_lr, cfg, process.device)
+    optimizer = Optimizer(model, cfg.init_lr, cfg, process.device, mup=cfg.mup)
     meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
     mine = process.share
 
@@ -150,7 +168,7 @@ def training(cfg, **one_of_several):
         always_save=cfg.always_save_checkpoint,
     )  # fmt: skip
     if run.saved and run.saved["corpus"]["sha256"] != corpus.meta["sha256"]:
-        raise BadInput(f"{cfg.data_dir}/{cfg.dataset} is not the corpus that {run.folder} was trained on")
+        raise BadInput(f"{folder} is not the corpus that {run.folder} was trained on")
     if cfg.eval_only:
         print(f"step {loop.step}: {headline(loop.evaluation())[0]}")
         process.world.leave()

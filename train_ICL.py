@@ -27,6 +27,7 @@ from training.configurator import configure, setting
 from training.errors import BadInput, command
 from training.loop import Loop, LossMeter, counted
 from training.optimizer import Optimizer
+from training.originals import IN_CONTEXT
 from training.process import Process
 from training.run import Run
 from training.schedule import lr_factor
@@ -84,7 +85,9 @@ class Settings(RunSettings, StructureSettings):
     ALIASES: ClassVar[dict] = dict(
         training_train_steps="max_iters", training_batch_size="batch_size",
         learning_rate="training_learning_rate", n_embd="d_model",
-    )
+        evaluation_interval="eval_interval", wandb_name="wandb_run_name", wandb_log_every_steps="log_interval",
+    )  # fmt: skip
+    ANSWERS: ClassVar[dict] = IN_CONTEXT
     POSITIVE: ClassVar[tuple] = ("training_learning_rate", "ridge_alpha")
     AT_LEAST: ClassVar[dict] = dict(
         n_dims=1, batch_size=1, max_iters=0, warmup_iters=0, eval_interval=1, eval_prompts=1, eval_batch_size=1
@@ -191,10 +194,10 @@ def training(cfg, **one_of_several):
     run = Run(cfg, "train_ICL.py", process.world, **one_of_several)
     process.join()
     model = process.initialised(
-        lambda: InContextRegressor(model_cfg, cfg.n_dims, layout.extra_inputs, layout.predicting)
+        lambda: InContextRegressor(model_cfg, cfg.n_dims, layout.extra_inputs, layout.predicting), cfg.mup
     )
     network = process.network(model)
-    optimizer = Optimizer(model, cfg.training_learning_rate, cfg, process.device)
+    optimizer = Optimizer(model, cfg.training_learning_rate, cfg, process.device, mup=cfg.mup)
     meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
     # Compiled and recorded steps take prompts of full length, so that nothing is compiled or recorded again: the points
     # that the curriculum has not reached weigh 0, and no position before them sees them. The loss is that of the

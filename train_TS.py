@@ -173,9 +173,9 @@ def training(cfg, **one_of_several):
     process = Process(cfg, attention_backend=cfg.attention_backend)
     run = Run(cfg, "train_TS.py", process.world, **one_of_several)
     process.join()
-    model = process.initialised(lambda: cfg.build(data.channels))
+    model = process.initialised(lambda: cfg.build(data.channels), cfg.mup)
     network = process.network(model)
-    optimizer = Optimizer(model, cfg.init_lr, cfg, process.device, one_rate=cfg.one_rate)
+    optimizer = Optimizer(model, cfg.init_lr, cfg, process.device, one_rate=cfg.one_rate, mup=cfg.mup)
     meter = LossMeter(process.world, overflows=cfg.dtype == "float16")
     first = data.to(process.device).first["train"]
 

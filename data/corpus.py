@@ -269,6 +269,13 @@ class Corpus:
     decode: Callable[[list[int]], str]
 
 
+def find_corpus(data_dir, dataset):
+    """The folder of a dataset: that in data_dir, or data_dir itself, where it is the dataset's own."""
+    folder = Path(data_dir) / dataset
+    own = not folder.exists() and (Path(data_dir).name == dataset or (Path(data_dir) / "meta.json").exists())
+    return Path(data_dir) if own else folder
+
+
 def load_corpus(folder, block_size, vocab_size=None):
     """Open a prepared corpus, checked before training rather than hours into it.
 
@@ -297,7 +304,7 @@ def codec(meta):
     """
     _check_meta(meta, "the corpus's meta")
     if meta["tokenizer"] == "gpt2":
-        return _gpt2_codec()
+        return gpt2_codec()
     alphabet = meta["alphabet"]
     index = {symbol: i for i, symbol in enumerate(alphabet)}
 
@@ -313,7 +320,9 @@ def codec(meta):
     return encode, decode
 
 
-def _gpt2_codec():
+def gpt2_codec():
+    """(encode, decode) of GPT-2's tokens."""
+
     def encode(text):
         return gpt2_encoding().encode(text, allowed_special={"<|endoftext|>"})
 

@@ -113,6 +113,17 @@ def test_shakespeare_has_nanogpts_counts(tmp_path):
     assert sorted(contents(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
 
 
+def test_shakespeare_in_gpt2_tokens_is_the_same_text(tmp_path, monkeypatch, text_file):
+    monkeypatch.setattr(script("shakespeare"), "gpt2_encoding", byte_encoding)
+    for name in ("shakespeare", "shakespeare_char"):
+        script(name).main(["--input", str(text_file), "--out", str(tmp_path / name)])
+    bpe, characters = (load_corpus(tmp_path / name, block_size=8) for name in ("shakespeare", "shakespeare_char"))
+    assert (bpe.vocab_size, bpe.meta["name"], bpe.train.dtype) == (50257, "shakespeare", np.uint16)
+    for split in ("train", "val"):
+        text = bytes(getattr(bpe, split).tolist()).decode()
+        assert text == characters.decode(getattr(characters, split))
+
+
 def test_shakespeare_takes_any_characters(tmp_path):
     (tmp_path / "in.txt").write_text("Füße und Bäume, 日本\n" * 10)
     script("shakespeare_char").main(["--input", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out")])

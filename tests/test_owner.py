@@ -120,9 +120,9 @@ def test_a_checkpoint_written_while_a_run_starts(argv, whole, tmp_path, monkeypa
     train.main(argv(out_dir=tmp_path, max_iters=4))
     initialised = train.Process.initialised
 
-    def slow(self, build):
+    def slow(self, *given):
         (tmp_path / "ckpt.pt").write_bytes((whole / "ckpt.pt").read_bytes())
-        return initialised(self, build)
+        return initialised(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Process, "initialised", slow)

@@ -199,7 +199,6 @@ BOTH = [  # arguments, words of the message
     (["--dtype=float8"], ["float8", "float32", "bfloat16", "float16"]),
     (["--device=gpu"], ["'gpu'", "--device=auto"]),
     (["--device=cuda:99"], ["'cuda:99'", "--device=auto"]),
-    (["--init_from=gpt2"], ["gpt2", "scratch", "resume", "auto"]),
     (["--n_head=3"], ["d_model 16", "n_head 3"]),
     (["--n_head=0"], ["n_head is 0"]),
     (["--n_head=-1", "--d_head=5"], ["d_model 16", "d_head 5"]),
@@ -254,6 +253,11 @@ BOTH = [  # arguments, words of the message
     ([SEQUENTIAL, "--sequential_GSWA_layer_list="], ["sequential_GSWA_layer_list is ''", '"MHA|SWA"']),
 ]
 LANGUAGE = [
+    (["--init_from=gpt2"], ["gpt2 was not trained in µP", "config/nanogpt.py"]),
+    (["--init_from=again"], ["no weights 'again'", "scratch, resume, auto, gpt2"]),
+    (["--vocab_size=0"], ["vocab_size is 0", "at least 1, or -1"]),
+    (["--vocab_size=50"], ["outside the vocabulary of 50"]),
+    (["--min_lr=1e-5"], ["--min_lr=1e-5: min_lr means nothing unless decay_lr is given", "config/nanogpt.py"]),
     (["--gradient_accumulation_steps=0"], ["gradient_accumulation_steps is 0"]),
     (["--eval_iters=0"], ["eval_iters is 0"]),
     (["--init_lr=0"], ["init_lr is 0.0", "above 0"]),
@@ -265,6 +269,7 @@ LANGUAGE = [
     (["--n_dims=4"], ["no setting 'n_dims'"]),
 ]
 IN_CONTEXT = [
+    (["--init_from=gpt2"], ["gpt2", "scratch", "resume", "auto"]),
     (["--n_dims=0"], ["n_dims is 0", "at least 1"]),
     (["--training_learning_rate=-1"], ["training_learning_rate is -1.0", "above 0"]),
     (["--n_positions=0"], ["n_positions is 0", "at least 1"]),

@@ -3,17 +3,25 @@
 A settings class is a dataclass whose fields are made with `setting(default, "one sentence")`. Config files are Python
 programs, run as they are, and hold assignments, only deltas. `--key value` is --key=value, and `--key` alone turns a
 switch on. Unknown names, wrong types and numbers that are not finite stop at once and name the nearest right thing.
+A config file may read the settings that hold before it, and `os` and `np`: those of nanoGPT and of the paper's code do.
+
+Of a settings class ALIASES are other names of settings, ANSWERS other names and what to do instead, and NEEDS settings
+that mean nothing unless another is given, each with that other and a hint.
 """
 
+import builtins
 import dataclasses
 import difflib
 import math
+import os
 import runpy
 import sys
 from ast import literal_eval
 from pathlib import Path
 from types import ModuleType
 from typing import get_type_hints
+
+import numpy as np
 
 from training.errors import BadInput
 
@@ -32,15 +40,19 @@ def configure(cls, argv=None):
     if "--help" in argv or "-h" in argv:
         print(help_text(cls))
         raise SystemExit(0)
-    hints, aliases, values = get_type_hints(cls), getattr(cls, "ALIASES", {}), {}
+    hints, aliases, values, given = get_type_hints(cls), getattr(cls, "ALIASES", {}), {}, {}
     types = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
     def put(key, value, where):
         key = aliases.get(key, key)
+        if key in getattr(cls, "ANSWERS", {}):
+            raise BadInput(f"{where}: no setting '{key}'; {cls.ANSWERS[key]}")
         if key not in types:
             near = difflib.get_close_matches(key, [*types, *aliases], n=1, cutoff=0.5)
             raise BadInput(f"{where}: no setting '{key}'" + (f", did you mean '{near[0]}'?" if near else ""))
         want = types[key]
+        if isinstance(value, np.generic):
+            value = value.item()
         if want is float and type(value) is int:
             value = float(value)
         if want is float and value in ("nan", "inf", "-inf"):
@@ -52,6 +64,7 @@ def configure(cls, argv=None):
         if want is int and not -(2**63) <= value < 2**63:
             raise BadInput(f"{where}: {key} takes an integer of 64 bits, got {value}")
         values[key] = value if want is not str else _at_home(value)
+        given[key] = where
 
     waiting = list(argv)
     while waiting:
@@ -63,8 +76,13 @@ def configure(cls, argv=None):
                 text = _next_value(arg, want, waiting)
             put(key, text if want is str else _parse(text), arg)
         else:
-            for key, value in _run_config(arg).items():
+            known = {f.name: f.default for f in dataclasses.fields(cls)} | values
+            known |= {alias: known[key] for alias, key in aliases.items()}
+            for key, value in _run_config(arg, known).items():
                 put(key, value, arg)
+    for key, (needed, hint) in getattr(cls, "NEEDS", {}).items():
+        if key in given and needed not in given:
+            raise BadInput(f"{given[key]}: {key} means nothing unless {needed} is given; {hint}")
     return cls(**values)
 
 
@@ -126,13 +144,14 @@ def _parse(text):
         return text
 
 
-def _run_config(path):
+def _run_config(path, known):
+    """What a config file assigns; the names that are `known` to it are not among that."""
     if not Path(path).is_file():
         raise BadInput(f"no config file '{path}'")
     if Path(path).suffix != ".py":
         raise BadInput(f"{path} is no .py file; config files are Python, a line for each setting: name = value")
     try:
-        names = runpy.run_path(path)
+        names = runpy.run_path(path, {"__builtins__": {**vars(builtins), "os": os, "np": np, **known}})
     except SyntaxError as error:
         raise BadInput(f"{path}, line {error.lineno}: {error.msg}") from None
     except Exception as error:

@@ -1,4 +1,7 @@
-"""Maximal update parametrization: initial size and Adam learning rate by the role of a parameter (DESIGN 6)."""
+"""Maximal update parametrization: initial size and Adam learning rate by the role of a parameter (DESIGN 6).
+
+Beside it stands the standard parametrization, GPT-2's initial sizes, for models that are not scaled in width.
+"""
 
 import torch
 from torch import nn
@@ -10,13 +13,21 @@ RULES = {  # role: (initial standard deviation given fan-in, learning-rate facto
     "output": (lambda n: 0.0, lambda n: BASE_WIDTH / n),
     "bias": (lambda n: 0.0, lambda n: 1.0),
 }
+GPT2_STD, BRANCH_END = 0.02, "c_proj.weight"  # without µP: 0.02, and 0.02 / sqrt(2 n_layer) where a branch ends
 
 
 def roles(model):
-    """(name, parameter, role or "norm", fan_in) of every parameter; an unlabelled one is a mistake, a TypeError."""
+    """(name, parameter, role or "norm", fan_in) of every parameter; an unlabelled one is a mistake, a TypeError.
+
+    A parameter that two modules share has the role that the first of them gives it.
+    """
+    seen = set()
     for module_name, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}"
+            if p in seen:
+                continue
+            seen.add(p)
             if name == "bias":
                 yield full, p, "bias", 1
             elif isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
@@ -28,10 +39,13 @@ def roles(model):
 
 
 @torch.no_grad()
-def initialise(model):
-    """Draw every parameter by its role. Weights of norms are ones."""
-    for _, p, role, fan_in in roles(model):
+def initialise(model, mup=True):
+    """Draw every parameter by its role, or without µP as GPT-2's are drawn. Weights of norms are ones."""
+    branches = sum(name.endswith(BRANCH_END) for name, _ in model.named_parameters())  # two of a block
+    for name, p, role, fan_in in roles(model):
         std = None if role == "norm" else RULES[role][0](fan_in)
+        if not mup and role not in ("norm", "bias"):
+            std = GPT2_STD * (branches**-0.5 if name.endswith(BRANCH_END) else 1.0)
         if std is None:
             p.fill_(1.0)
         elif std == 0:
@@ -52,12 +66,12 @@ def param_groups(model, lr, weight_decay=0.0):
     ]
 
 
-def adamw(model, lr, *, weight_decay=0.0, betas=(0.9, 0.95), device_type="cpu"):
-    """AdamW with the learning rates of the roles; eps 1e-20, so that small gradients of wide layers are not damped.
+def adamw(model, lr, *, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-20, device_type="cpu"):
+    """AdamW with the learning rates of the roles; eps so small that the gradients of wide layers are not damped.
 
     On a GPU the rates are tensors, which a CUDA graph reads anew: set them by `fill_`.
     """
     groups, on_gpu = param_groups(model, lr, weight_decay), device_type == "cuda"
     for group in groups if on_gpu else ():
         group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
-    return torch.optim.AdamW(groups, betas=betas, eps=1e-20, fused=on_gpu, capturable=on_gpu)
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=on_gpu, capturable=on_gpu)

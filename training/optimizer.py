@@ -12,15 +12,16 @@ from training.mup import adamw
 class Optimizer:
     """AdamW over a model's parameters. A step is `backward` for each micro-batch, `clip`, `step`.
 
-    peak_lr: learning rate at µP's base width, and of every parameter with `one_rate`. `set_rate` sets the share of the
-    peak rates; on a GPU they are tensors, which a CUDA graph reads anew.
+    peak_lr: learning rate at µP's base width; of every parameter with `one_rate` or without `mup`. `set_rate` sets the
+    share of the peak rates; on a GPU they are tensors, which a CUDA graph reads anew.
     """
 
-    def __init__(self, model, peak_lr, cfg, device, *, one_rate=False):
+    def __init__(self, model, peak_lr, cfg, device, *, one_rate=False, mup=True):
         self.model, self.peak_lr, self.factor = model, peak_lr, None
         options = dict(weight_decay=cfg.weight_decay, betas=(cfg.beta1, cfg.beta2), device_type=device.type)
+        options |= {} if mup else dict(eps=1e-8)  # AdamW's own
         self.adamw = adamw(model, peak_lr, **options)
-        for group in self.adamw.param_groups if one_rate else ():
+        for group in self.adamw.param_groups if one_rate or not mup else ():
             group["peak_lr"] = peak_lr
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")
 

@@ -35,11 +35,11 @@ class Process:
         """Meet the other processes; from here on only the first one prints."""
         self.world.join(self.device, self.cfg.backend, self.cfg.fsdp)
 
-    def initialised(self, build):
-        """The model that `build` gives, on the device, its weights drawn by their roles from the run's seed."""
+    def initialised(self, build, mup=True):
+        """The model that `build` gives, on the device, its weights drawn from the run's seed (training/mup.py)."""
         torch.manual_seed(self.cfg.seed)
         model = build().to(self.device)
-        initialise(model)
+        initialise(model, mup)
         return model
 
     def network(self, model):

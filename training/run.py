@@ -43,7 +43,7 @@ class Run:
         self.argv, self.together = argv or sys.argv, together
         self.stop, self.own_stop = stop, stop is None
         self.writes = world.rank == 0
-        self.folder, self.owner = Path(settings.out_dir), None
+        self.folder, self.owner = settings.folder, None
         self.found = self._marks()
         self.saved = self._find_checkpoint()
         self.record, self.wandb, self.logged = {}, None, None
@@ -57,7 +57,7 @@ class Run:
             if cfg.init_from == "scratch" and holds_run and not cfg.overwrite:
                 raise BadInput(
                     f"{self.folder} holds a run already; go on with it by --init_from=resume, replace it by "
-                    "--overwrite=True, or choose another --out_dir"
+                    "--overwrite=True, or choose another --out_dir; --own_folder=True makes one in it for each run"
                 )
             if self.folder.exists() and not self.folder.is_dir():
                 raise BadInput(f"out_dir {self.folder} is a file")
@@ -74,7 +74,7 @@ class Run:
 
     def _refuse_other(self, saved, path):
         """Raise BadInput if the saved settings belong to a different run, naming the first that differs."""
-        for name in differences(self.settings, saved):
+        for name in sorted(differences(self.settings, saved), key="pretrained".__ne__):  # it decides on others
             there = f"with {name} = {saved[name]!r}" if name in saved else f"without {name}"
             raise BadInput(f"{path} was made {there}, this run has {name} = {getattr(self.settings, name)!r}")
 
@@ -99,11 +99,14 @@ class Run:
         """
         if self.writes:
             self._begin_record(device, parameters, per_token)
+            if self.settings.own_folder:
+                say(f"the run's folder is {self.folder}")
         if self.own_stop:
             words = dict() if self.writes else dict(words="")
             self.stop = StopSignals(patient=self.world.size > 1, **words)
 
     def _begin_record(self, device, parameters, per_token):
+        new = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -113,6 +116,9 @@ class Run:
             self._write_first_record(device, parameters, per_token)
         except BaseException:
             self.owner.release()
+            if new:
+                with contextlib.suppress(OSError):  # unless there is something in it
+                    self.folder.rmdir()
             raise
 
     def _write_first_record(self, device, parameters, per_token):
@@ -237,13 +243,17 @@ class Run:
         import wandb
 
         cfg = self.settings
-        self.wandb = wandb.init(
-            entity=cfg.wandb_entity or None,
-            project=cfg.wandb_project,
-            name=cfg.wandb_run_name or self.folder.name,
-            config=dataclasses.asdict(cfg),
-            dir=str(self.folder),
-        )
+        try:
+            self.wandb = wandb.init(
+                entity=cfg.wandb_entity or None,
+                project=cfg.wandb_project,
+                name=cfg.wandb_run_name or self.folder.name,
+                config=dataclasses.asdict(cfg),
+                dir=str(self.folder),
+            )
+        except Exception as error:  # of any of its kinds: no login, no network, no such entity
+            why = str(error).strip().partition("\n")[0]
+            raise BadInput(f"W&B: {why}; log in with `wandb login`, or set WANDB_MODE=offline") from None
 
 
 def _versions():

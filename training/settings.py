@@ -4,7 +4,10 @@
 it is trained and recorded. Here, at the edge, a rank list is text and -1 means "work it out"; inside it never does.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 from model import ModelConfig
@@ -15,6 +18,7 @@ from training.devices import COMPILE_MODES
 from training.errors import BadInput
 
 DEFAULT_HEAD = 64  # the paper's language models
+STARTS = ("scratch", "resume", "auto")
 
 
 @dataclass
@@ -56,6 +60,8 @@ class StructureSettings(OwnSettings, PaperSettings):
     """What a model is: the paper's settings, those that scoring functions declare with `option`, and ours."""
 
     position: str = setting("learned", "where tokens are: learned vectors, rope, alibi, or none", before="learned")
+    mup: bool = setting(True, "µP; False: GPT-2's initial weights, one rate, eps 1e-8, scores / sqrt(r)", before=True)
+    gelu_tanh: bool = setting(False, "GELU by GPT-2's formula with a tanh, not the exact one", before=False)
 
     def model_config(self, *, block_size=None, causal=True):
         """The typed configuration; raises BadInput for one that cannot be."""
@@ -85,7 +91,7 @@ class StructureSettings(OwnSettings, PaperSettings):
             qk_norm=self.do_qk_ln,
             bias=self.bias,
             dropout=self.dropout,
-            scale_sp=self.mha_SP_attn_logits_scaling,
+            scale_sp=self.mha_SP_attn_logits_scaling or not self.mup,
             scale_mup=mlr_mup if given("bilinear_MLR") else btt_mup,
             ranks=parse_list(self.mlr_rank_list, "mlr_rank_list") if mlr else (),
             block_sizes=parse_list(self.mlr_block_size_list, "mlr_block_size_list") if custom else None,
@@ -99,7 +105,8 @@ class StructureSettings(OwnSettings, PaperSettings):
             position=self.position,
             **{f.name: getattr(self, f.name) for f in fields(OwnSettings)},
         )
-        return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias)
+        gelu = "tanh" if self.gelu_tanh else "none"
+        return ModelConfig(scoring=scoring, n_layer=self.n_layer, dropout=self.dropout, bias=self.bias, gelu=gelu)
 
     def _refuse_foreign(self):
         """BadInput for a setting that the chosen structure cannot obey."""
@@ -160,6 +167,7 @@ def foreign(structure):
 @dataclass
 class RunSettings:
     out_dir: str = setting("out", "folder of the run: run.json, metrics.jsonl, ckpt.pt", free=True)
+    own_folder: bool = setting(False, "the run's folder is one in out_dir, named by the run's settings", free=True)
     init_from: str = setting("scratch", "scratch, resume, or auto: resume if there is a checkpoint", free=True)
     overwrite: bool = setting(False, "let a run from scratch replace the run that out_dir holds", free=True)
     seed: int = setting(1337, "seed of initialisation, data order and dropout")
@@ -179,11 +187,11 @@ class RunSettings:
     wandb_log: bool = setting(False, "mirror the record to Weights & Biases", free=True)
     wandb_entity: str = setting("", "W&B entity; giving one turns wandb_log on", free=True)
     wandb_project: str = setting("structured-attention", "W&B project", free=True)
-    wandb_run_name: str = setting("", "W&B run name; empty: the name of out_dir", free=True)
+    wandb_run_name: str = setting("", "W&B run name; empty: the name of the run's folder", free=True)
 
     def __post_init__(self):
-        if self.init_from not in ("scratch", "resume", "auto"):
-            raise BadInput(f"init_from is '{self.init_from}', there are scratch, resume, auto")
+        if self.init_from not in STARTS:
+            raise BadInput(f"init_from is '{self.init_from}', there are {', '.join(STARTS)}")
         common = dict(log_interval=1, seed=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0)
         require_at_least(self, {**common, **self.AT_LEAST})
         for name in self.POSITIVE:
@@ -196,6 +204,15 @@ class RunSettings:
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be below 1")
+
+    @property
+    def folder(self):
+        """The run's folder, with own_folder the same for the same settings, so that a run in it can be resumed."""
+        if not self.own_folder:
+            return Path(self.out_dir)
+        computed = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata["free"]}
+        digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
+        return Path(self.out_dir) / f"{self.token_mixing_struct}_{digest[:8]}"
 
     AT_LEAST: ClassVar[dict] = {}  # setting: least value, for each script to fill
     POSITIVE: ClassVar[tuple] = ()  # settings that must be above 0

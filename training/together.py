@@ -12,7 +12,6 @@ import math
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from signal import Signals
 from typing import NamedTuple
 
@@ -75,7 +74,7 @@ class Member:
     """A run that shares its process. `status` is what its own process would have ended with, None while it goes on."""
 
     def __init__(self, plan, together, stop):
-        self.folder, self.status, self.output = Path(plan.settings.out_dir), None, None
+        self.folder, self.status, self.output = plan.settings.folder, None, None
         self.steps = plan.training(plan.settings, argv=plan.argv, together=together, stop=stop)
         self.stream = None
         with contextlib.suppress(BadInput):  # a device that is not there is refused by the run
