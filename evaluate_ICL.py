@@ -21,7 +21,7 @@ from data.icl_regression.shifts import SHIFTS, check_shift, shifted_prompts
 from model import InContextRegressor
 from train_ICL import Settings as TrainSettings
 from training import devices
-from training.checkpoint import load_checkpoint, load_weights
+from training.checkpoint import load_run, load_weights
 from training.configurator import configure, parse_list, require_at_least, setting
 from training.errors import BadInput, command
 
@@ -33,6 +33,7 @@ class Settings:
     """Errors of a checkpoint under distribution shifts. Config files and flags, the later one winning."""
 
     out_dir: str = setting("out/icl", "folder of the run that train_ICL.py made")
+    checkpoint: str = setting("last", "last (ckpt.pt) or best (best.pt: the lowest error at the last position)")
     shift: str = setting("all", f"all, or names with | between them: {', '.join(SHIFTS)}")
     examples: str = setting("", "numbers of examples, like 1|4|31; empty: powers of two, and the most there can be")
     prompts: int = setting(1_280, "prompts for each number, the first of the evaluation set")
@@ -69,12 +70,9 @@ def powers_of_two(most):
     return (*(2**i for i in range(most.bit_length()) if 2**i < most), most)
 
 
-def load_model(out_dir, device="cpu"):
+def load_model(out_dir, device="cpu", which="last"):
     """(model in evaluation mode, settings it was trained with, steps it was trained for) of a run of train_ICL.py."""
-    path = Path(out_dir) / "ckpt.pt"
-    saved = load_checkpoint(path)
-    if "training_task" not in saved["settings"]:
-        raise BadInput(f"{path} is no run of train_ICL.py: its settings name no training_task")
+    saved, path = load_run(out_dir, "train_ICL.py", "training_task", which)
     trained = TrainSettings(**saved["settings"])
     model_cfg, layout = trained.model_config(block_size=trained.tokens), trained.layout
     model = InContextRegressor(model_cfg, trained.n_dims, layout.extra_inputs, layout.predicting).to(device)
@@ -113,7 +111,7 @@ def main(argv=None):
     cfg = configure(Settings, argv)
     device = devices.pick_device(cfg.device)
     devices.allow_tf32(False)
-    model, trained, step = load_model(cfg.out_dir, device)
+    model, trained, step = load_model(cfg.out_dir, device, cfg.checkpoint)
     plan = cfg.plan(trained)
     if cfg.out and not Path(cfg.out).parent.is_dir():
         raise BadInput(f"no folder {Path(cfg.out).parent} to write {Path(cfg.out).name} into")

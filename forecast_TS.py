@@ -17,7 +17,7 @@ from data.ett import COLUMNS
 from plots.ts_kinds import name
 from train_TS import Settings as TrainSettings
 from train_TS import Windows
-from training.checkpoint import load_checkpoint, load_weights
+from training.checkpoint import load_run, load_weights
 from training.configurator import configure, parse_list, setting
 from training.errors import BadInput, command
 from training.files import replacing
@@ -65,10 +65,7 @@ class Trained:
 
 def load_trained(folder, data_dir=""):
     """The Trained of a folder that train_TS.py made; data_dir: where the series is, if it has moved."""
-    path = Path(folder) / "ckpt.pt"
-    saved = load_checkpoint(path)
-    if "forecaster" not in saved["settings"]:
-        raise BadInput(f"{path} is no run of train_TS.py: its settings name no forecaster")
+    saved, path = load_run(folder, "train_TS.py", "forecaster")
     if not saved.get("best_model"):
         raise BadInput(f"{path} was written before the first evaluation; go on with --init_from=resume")
     settings = TrainSettings(**saved["settings"])

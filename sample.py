@@ -17,7 +17,7 @@ from data.corpus import GPT2_VOCAB, codec, gpt2_codec
 from model import GPT
 from train import Settings as TrainSettings
 from training import devices
-from training.checkpoint import load_checkpoint, load_weights
+from training.checkpoint import load_run, load_weights
 from training.configurator import configure, require_at_least, setting
 from training.errors import BadInput, command
 from training.pretrained import architecture, load_pretrained
@@ -29,6 +29,7 @@ class Settings:
 
     init_from: str = setting("resume", "resume: the run in out_dir; gpt2, .., gpt2-xl or a folder: GPT-2's weights")
     out_dir: str = setting("out", "folder of the run that train.py made")
+    checkpoint: str = setting("auto", "last (ckpt.pt), best (best.pt), auto: best if the run kept that, else last")
     start: str = setting("\n", "text to go on from; FILE:path reads it from a file")
     num_samples: int = setting(3, "how many texts")
     max_new_tokens: int = setting(500, "tokens in each; those beyond block_size are slow, they recompute their context")
@@ -53,12 +54,9 @@ class Settings:
         return path.read_text()
 
 
-def load_model(out_dir, device="cpu"):
-    """(model in evaluation mode, encode, decode) of a run of train.py."""
-    path = Path(out_dir) / "ckpt.pt"
-    saved = load_checkpoint(path)
-    if "corpus" not in saved:
-        raise BadInput(f"{path} is not a language model: it names no corpus to decode with")
+def load_model(out_dir, device="cpu", which="auto"):
+    """(model in evaluation mode, encode, decode) of a run of train.py; which: as in training.checkpoint.load_run."""
+    saved, path = load_run(out_dir, "train.py", "corpus", which)
     trained = TrainSettings(**saved["settings"])
     model = GPT(trained.model_config(), len(saved["model"]["wte.weight"]), trained.tie_weights).to(device)
     load_weights(model, saved["model"], path)
@@ -79,7 +77,8 @@ def main(argv=None):
     cfg = configure(Settings, argv)
     device = devices.pick_device(cfg.device)
     from_run = cfg.init_from == "resume"
-    model, encode, decode = load_model(cfg.out_dir, device) if from_run else load_gpt2(cfg.init_from, device)
+    of_run = (cfg.out_dir, device, cfg.checkpoint)
+    model, encode, decode = load_model(*of_run) if from_run else load_gpt2(cfg.init_from, device)
     prompt = encode(cfg.prompt())
     if not prompt:
         raise BadInput("the start is empty; give at least one character")

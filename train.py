@@ -55,7 +55,7 @@ class Settings(RunSettings, StructureSettings):
     eval_iters: int = setting(200, "evaluations read 32 times as many windows, spread over the text, or all", free=True)
     cuda_graph: str = setting("auto", "steps as a CUDA graph: True, False; auto: on one GPU, not float16", free=True)
     eval_only: bool = setting(False, "evaluate once, print the loss and stop; nothing is written", free=True)
-    always_save_checkpoint: bool = setting(True, "save after every evaluation, not only after the best", free=True)
+    always_save_checkpoint: bool = setting(True, "save after every evaluation, not only the best and last", free=True)
 
     ALIASES: ClassVar[dict] = dict(n_embd="d_model", learning_rate="init_lr")  # nanoGPT's names
     ANSWERS: ClassVar[dict] = LANGUAGE_MODEL

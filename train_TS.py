@@ -190,7 +190,7 @@ def training(cfg, **one_of_several):
 
     def evaluate():
         with process.autocast():
-            metrics = data.evaluate(network, process.world)
+            metrics = data.evaluate(network, process.world, run.unless_stopped)
         best.add(loop.step, metrics, model)
         return metrics | best.line
 

@@ -376,13 +376,3 @@ def test_one_out_dir_for_a_loop_of_runs(argv, tmp_path, capsys):
     train.main(argv(out_dir=folders[0], init_from="auto", seed=record(folders[0])["settings"]["seed"]))
     assert stops(train.main, argv(out_dir=folders[0])) == 2
     assert "--own_folder=True makes one in it for each run" in capsys.readouterr().err
-
-
-def test_wandb_that_cannot_start(argv, tmp_path, monkeypatch, capsys):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setattr(wandb, "init", lambda **options: (_ for _ in ()).throw(RuntimeError("No API key\nconfigured")))
-    assert stops(train.main, argv(out_dir=tmp_path / "run", wandb_entity="me")) == 2
-    assert capsys.readouterr().err == (
-        "error: W&B: No API key; log in with `wandb login`, or set WANDB_MODE=offline\n"
-    )
-    assert not (tmp_path / "run").exists()

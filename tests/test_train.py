@@ -40,10 +40,11 @@ import train
 from data import windows
 from training import checkpoint as checkpoint_module
 from training import run as run_module
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, load_run
 from training.distributed import World
 from training.run import Run
 from training.signals import STOP_SIGNALS
+from training.tracking import mirrored
 
 ROOT = Path(__file__).parents[1]
 RECORD = [
@@ -179,30 +180,34 @@ def die_in_save(moment, call, argv):
         file.write(whole.getvalue()[half:])
 
     def sync(descriptor):
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("ckpt.pt.tmp") and due("not flushed"):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".pt.tmp") and due("not flushed"):
             kill_self()
         fsync(descriptor)
 
     def rename(source, target):
-        checkpoint = str(target).endswith("ckpt.pt")
-        if checkpoint and due("not renamed"):
+        name = Path(target).name
+        if due(f"{name} not renamed"):
             kill_self()
         replace(source, target)
-        if checkpoint and due("renamed"):
+        if due(f"{name} renamed"):
             kill_self()
 
     torch.save, os.fsync, os.replace = half_save, sync, rename
     train.main(argv)
 
 
-@pytest.mark.parametrize("moment", ["before", "half written", "not flushed", "not renamed", "renamed"])
+RENAMES = [f"{name}.pt {when}" for name in ("best", "ckpt") for when in ("not renamed", "renamed")]
+
+
+@pytest.mark.parametrize("moment", ["before", "half written", "not flushed", *RENAMES])
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_kill_at_any_moment_of_a_checkpoint(moment, call, argv, tmp_path):
+    """Every one of these is the best so far, so that it is written as best.pt and gets its other name after that."""
     train.main(argv(out_dir=tmp_path / "whole", eval_interval=2))
     process = child(die_in_save, moment, call, argv(out_dir=tmp_path / "run", eval_interval=2))
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    saved = 2 * (call if moment == "renamed" else call - 1)
+    saved = 2 * (call if moment == "ckpt.pt renamed" else call - 1)
     if saved:
         assert load_checkpoint(tmp_path / "run" / "ckpt.pt")["step"] == saved
     else:
@@ -212,6 +217,7 @@ def test_a_kill_at_any_moment_of_a_checkpoint(moment, call, argv, tmp_path):
         f.write('{"step": 4, "val/lo')
     train.main(argv(out_dir=tmp_path / "run", eval_interval=2, init_from="auto"))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert steps_of_checkpoints(tmp_path / "run") == steps_of_checkpoints(tmp_path / "whole")
 
 
 def train_quietly(argv):
@@ -269,11 +275,10 @@ def test_a_full_disk_leaves_the_old_checkpoint(argv, whole, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module.torch, "save", full)
         assert stops(train.main, argv(out_dir=tmp_path, init_from="resume")) == 1
-    path = tmp_path / "ckpt.pt"
-    why = f"error: {path} cannot be written: No space left on device; {path} is the last good checkpoint\n"
-    assert capsys.readouterr().err == why
+    why = "best.pt cannot be written: No space left on device"
+    assert capsys.readouterr().err == f"error: {tmp_path}/{why}; {tmp_path}/ckpt.pt is the last good checkpoint\n"
     assert (tmp_path / "ckpt.pt").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt.pt", "metrics.jsonl", "run.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "ckpt.pt", "metrics.jsonl", "run.json"]
     assert "No space left" in record(tmp_path)["status"]
     train.main(argv(out_dir=tmp_path, init_from="resume"))
     assert_same_run(tmp_path, whole)
@@ -291,8 +296,8 @@ def test_a_file_cut_short_by_the_system_leaves_the_old_checkpoint(argv, whole, t
     process.join(60)
     assert process.exitcode == 1
     assert (tmp_path / "ckpt.pt").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt.pt", "metrics.jsonl", "run.json"]
-    assert "ckpt.pt cannot be written: File too large" in record(tmp_path)["status"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "ckpt.pt", "metrics.jsonl", "run.json"]
+    assert "best.pt cannot be written: File too large" in record(tmp_path)["status"]
     train.main(argv(out_dir=tmp_path, init_from="resume"))
     assert_same_run(tmp_path, whole)
 
@@ -745,16 +750,41 @@ def test_one_validation_text(change, eval_iters, data_dir, tmp_path, monkeypatch
     assert got["val/loss"] == pytest.approx(losses.double().mean().item(), rel=1e-6)
 
 
-def test_the_best_checkpoint_alone(argv, tmp_path, monkeypatch):
-    losses = iter([5.0, 3.0, 4.0, 2.0])
+def steps_of_checkpoints(folder):
+    return {name: load_checkpoint(folder / name)["step"] for name in ("best.pt", "ckpt.pt")}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_checkpoint_and_the_last_are_two(argv, tmp_path, monkeypatch, links):
+    """Whatever the saves between them, on a disk with links or without: an end, another evaluation, a resume."""
+    losses = iter([5.0, 3.0, 4.0, 2.0, 6.0])
     monkeypatch.setattr(train, "evaluate", lambda *_: {"val/loss": next(losses)})
-    for max_iters, saved in [(2, 2), (4, 2), (6, 6)]:
+    if not links:
+        monkeypatch.setattr(run_module, "linked", lambda *_: False)
+    for max_iters, found in [(2, (2, 2)), (4, (2, 4)), (6, (6, 6)), (8, (6, 8))]:
         best_only = dict(always_save_checkpoint=False, eval_interval=2, init_from="auto")
-        if max_iters == 6:  # resumes at 2 and evaluates 4 again
-            losses = iter([4.0, 2.0])
         train.main(argv(best_only, out_dir=tmp_path, max_iters=max_iters))
-        assert checkpoint(tmp_path)["step"] == saved
+        assert tuple(steps_of_checkpoints(tmp_path).values()) == found
     assert checkpoint(tmp_path)["best"] == 2.0
+    assert load_run(tmp_path, "train.py", "corpus", "auto")[0]["step"] == 6
+    assert load_run(tmp_path, "train.py", "corpus", "last")[0]["step"] == 8
+
+
+def test_a_stop_leaves_the_best_checkpoint_alone(argv, tmp_path, monkeypatch):
+    """The run that goes on from it has the files of the one that was never stopped."""
+    best_only = dict(always_save_checkpoint=False, eval_interval=2, max_iters=6)
+    monkeypatch.setattr(train, "evaluate", lambda network, corpus, cfg, *_: {"val/loss": next(losses)})
+    losses = iter([5.0, 3.0, 4.0, 4.0])
+    train.main(argv(best_only, out_dir=tmp_path / "whole"))
+    losses = iter([5.0, 3.0, 4.0, 4.0])
+    signal_at(monkeypatch, train, 4, signal.SIGTERM)
+    assert stops(train.main, argv(best_only, out_dir=tmp_path / "parts")) == 128 + signal.SIGTERM
+    assert steps_of_checkpoints(tmp_path / "parts") == {"best.pt": 2, "ckpt.pt": 5}
+    train.main(argv(best_only, out_dir=tmp_path / "parts", init_from="resume"))
+    assert steps_of_checkpoints(tmp_path / "parts") == steps_of_checkpoints(tmp_path / "whole")
+    for name in ("best.pt", "ckpt.pt"):
+        parts, whole = (load_checkpoint(tmp_path / run / name)["model"] for run in ("parts", "whole"))
+        assert_equal(parts, whole, name)
 
 
 def test_eval_only_writes_nothing(argv, whole, tmp_path, capsys):
@@ -777,8 +807,11 @@ def test_overwrite_replaces_a_run(argv, whole, tmp_path):
 
 
 class FakeWandb:
+    id = "abc123"
+
     def __init__(self):
         self.logged, self.options, self.finished = [], None, False
+        self.__spec__ = object()
 
     def init(self, **options):
         self.options = options
@@ -793,7 +826,6 @@ class FakeWandb:
 
 def test_wandb_mirrors_the_record(argv, tmp_path, monkeypatch):
     fake = FakeWandb()
-    fake.__spec__ = object()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     train.main(argv(out_dir=tmp_path / "name", wandb_log=True, wandb_project="p"))
     assert [values for _, values in fake.logged] == metrics(tmp_path / "name")
@@ -802,6 +834,42 @@ def test_wandb_mirrors_the_record(argv, tmp_path, monkeypatch):
     assert (options["entity"], options["project"], options["name"]) == (None, "p", "name")
     assert options["config"] == record(tmp_path / "name")["settings"]
     assert fake.finished
+
+
+def test_one_wandb_run_over_resumes(argv, tmp_path, monkeypatch):
+    """Its id is in run.json; a run that replaces another, and one that starts afresh, get one of their own."""
+    ids = []
+    again = dict(init_from="auto")
+    for max_iters, flags in [(2, {}), (4, dict(init_from="resume")), (4, again), (2, dict(overwrite=True))]:
+        fake = FakeWandb()
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        train.main(argv(flags, out_dir=tmp_path, wandb_log=True, max_iters=max_iters))
+        assert fake.options["resume"] == "allow"
+        assert record(tmp_path)["wandb_id"] == "abc123"
+        ids.append(fake.options["id"])
+    assert ids == [None, "abc123", "abc123", None]
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_run_goes_on_without_wandb(argv, tmp_path, monkeypatch, capsys, where):
+    def fails(*_, **__):
+        raise RuntimeError("no network\nsecond line")
+
+    fake = FakeWandb()
+    setattr(fake, where, fails)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train.main(argv(out_dir=tmp_path, wandb_log=True))
+    assert capsys.readouterr().out.count("note: W&B: no network; the run keeps its own record") == 1
+    assert record(tmp_path)["status"] == "finished"
+    assert metrics(tmp_path)[-1]["step"] == 6
+
+
+def test_wandb_has_the_keys_that_the_originals_notebooks_read():
+    line = {"step": 3, "paper_compute": 7, "eval_pointwise/loss": [0.5, 0.25], "eval/last": 0.25}
+    found = mirrored(line)
+    assert found["eval_pointwise/loss"] == {"0": 0.5, "1": 0.25}
+    assert (found["eval/non_emb_compute"], found["step"], found["eval/last"]) == (7, 3, 0.25)
+    assert mirrored({"step": 1, "val/loss": 2.0}) == {"step": 1, "val/loss": 2.0}
 
 
 def test_wandb_missing_is_said_before_anything_is_written(argv, tmp_path, monkeypatch, capsys):

@@ -305,7 +305,7 @@ def test_a_run_ends_when_its_patience_does(argv, tmp_path, monkeypatch):
     """val/mse by evaluation 3, 2, 5, 2, 2.5: the lowest is the second, and three in a row are no lower."""
     scripted = iter([3.0, 2.0, 5.0, 2.0, 2.5, 1.0])
 
-    def evaluate(self, forecast, world):
+    def evaluate(self, forecast, world, parts):
         value = next(scripted)
         return {"val/mse": value, "test/mse": 10 * value, "test/mae": value}
 

@@ -41,6 +41,27 @@ def load_checkpoint(path, map_location="cpu"):
     return state
 
 
+CHOICES = ("last", "best", "auto")  # which of a run's two checkpoints
+
+
+def load_run(folder, script, mark, which="last"):
+    """(checkpoint, its path) of a run of `script`, whose checkpoints or their settings alone have a `mark`.
+
+    which: last (ckpt.pt), best (best.pt), or auto: the best of a run that was to keep the best alone, else the last.
+    Raises BadInput for another choice, for a run of another script and as `load_checkpoint`.
+    """
+    if which not in CHOICES:
+        raise BadInput(f"checkpoint is '{which}', there are {', '.join(CHOICES)}")
+    path = Path(folder) / ("best.pt" if which == "best" else "ckpt.pt")
+    saved = load_checkpoint(path)
+    if mark not in saved and mark not in saved["settings"]:
+        raise BadInput(f"{path} is no run of {script}: it names no {mark}")
+    kept_alone = saved["settings"].get("always_save_checkpoint") is False and path.with_name("best.pt").exists()
+    if which == "auto" and kept_alone:
+        return load_run(folder, script, mark, "best")
+    return saved, path
+
+
 def load_weights(model, weights, path):
     """Put saved weights into a model; raises BadInput naming the first that does not fit."""
     want = model.state_dict()

@@ -18,3 +18,16 @@ def replacing(path):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def linked(old, new):
+    """Make `new` another name of the file `old`, in place of what it named; False where the disk cannot do that."""
+    temporary = Path(f"{new}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(old, temporary)
+        os.replace(temporary, new)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    return True

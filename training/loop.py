@@ -41,7 +41,7 @@ class Loop:
     cost(step)          Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
     summary(means)      metrics of a progress line from the means of the losses since the last one; they themselves
     state()             what a checkpoint also holds: plain types and tensors
-    always_save         save after every evaluation, not only after the best
+    always_save         save after every evaluation, not only after the best and the last
 
     The `with` closes the record, whatever ends the steps. It ends the process with status 1 at a loss that is not
     finite and with 128 + n at signal n, after saving.
@@ -193,16 +193,16 @@ class Loop:
         self.run.log(**self._counted(), **metrics)
         self.evaluated = self.step
         improved, self.best = value < self.best, min(value, self.best)
-        if self.step > 0 and (improved or self.always_save):
-            self._save()
+        if self.step > 0 and (improved or self.always_save or self.step == self.cfg.max_iters):
+            self._save(best=improved)
 
     def _counted(self):
         names = ("tokens", "compute", "non_emb_compute", "paper_compute")
         return dict(step=self.step, seconds=self.clock.read(), **{name: self.counters[name] for name in names})
 
-    def _save(self):
+    def _save(self, best=False):
         self.meter.check()
-        self.run.save(self.world.whole(self.state()))
+        self.run.save(self.world.whole(self.state()), best)
 
     @functools.cached_property
     def _per_token(self):

@@ -18,10 +18,11 @@ from training.checkpoint import load_checkpoint, save_atomic
 from training.configurator import differences
 from training.devices import device_name
 from training.errors import BadInput, WriteError
-from training.files import replacing
+from training.files import linked, replacing
 from training.owner import Owner
 from training.records import read_metrics
 from training.signals import StopRequested, StopSignals, say
+from training.tracking import Wandb
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,8 @@ class Run:
     """One run's folder. Constructing it only looks: what is refused leaves the folder as it was.
 
     `saved` is the checkpoint to resume from, or None. `start` writes run.json and takes the stop signals; `log` adds a
-    line to metrics.jsonl; `save` writes ckpt.pt; `stop_requested` names the signal that asks the run to save and end.
+    line to metrics.jsonl; `save` writes ckpt.pt, and best.pt; `stop_requested` names the signal that asks the run to
+    save and end.
 
     settings: with the fields of RunSettings. script: its file, for the record. world: the processes that train
     together; only the first one writes. For one of several runs in a process (training/together.py): argv, the command
@@ -124,11 +126,11 @@ class Run:
     def _write_first_record(self, device, parameters, per_token):
         if self._marks() != self.found:
             raise BadInput(f"{self.folder} was written by another process while this run was starting; start it again")
-        self._start_wandb()
         step = self.saved["step"] if self.saved else -1
-        earlier = self._read_record() if self.saved else {}
+        before = self._read_record() if self.settings.init_from in ("auto", "resume") else {}
+        earlier = before if self.saved else {}
         if self.saved is None:
-            for name in ("ckpt.pt", "metrics.jsonl"):
+            for name in ("ckpt.pt", "best.pt", "metrics.jsonl"):
                 (self.folder / name).unlink(missing_ok=True)
         else:
             self._forget_metrics_after(step)
@@ -149,6 +151,9 @@ class Run:
             paper_macs_per_token=per_token.paper,
             flops_per_token=6 * per_token.macs,
         )
+        if self._wants_wandb:
+            self.wandb = Wandb(self.settings, self.folder, before.get("wandb_id"))
+            self.record["wandb_id"] = self.wandb.id
         self._write_record()
 
     def log(self, **metrics):
@@ -159,17 +164,26 @@ class Run:
             f.write(json.dumps(metrics) + "\n")
         self.logged = metrics["step"]
         if self.wandb:
-            self.wandb.log(metrics, step=metrics["step"])
+            self.wandb.log(metrics)
 
-    def save(self, state):
-        """Write the checkpoint; `state` holds step and whatever a resume needs, in plain types and tensors."""
+    def save(self, state, best=False):
+        """Write the checkpoint ckpt.pt; `state` holds step and whatever a resume needs, in plain types and tensors.
+
+        best: it is the best so far, and best.pt as well, which later ones leave alone; two names of one file where the
+        disk can do that.
+        """
         if not self.writes:
             return
         if self.logged is not None:
             with self._writing("metrics.jsonl") as path, open(path, "a") as f:
                 os.fsync(f.fileno())  # no checkpoint is on the disk before the lines up to it
+        state = dict(state, settings=dataclasses.asdict(self.settings), logged=self.logged)
+        if best:
+            with self._writing("best.pt") as path:
+                save_atomic(state, path)
         with self._writing("ckpt.pt") as path:
-            save_atomic(dict(state, settings=dataclasses.asdict(self.settings), logged=self.logged), path)
+            if not (best and linked(self.folder / "best.pt", path)):
+                save_atomic(state, path)
 
     def last_good(self):
         """What a run that ends badly says of its checkpoint."""
@@ -236,24 +250,6 @@ class Run:
     @property
     def _wants_wandb(self):
         return self.settings.wandb_log or bool(self.settings.wandb_entity)
-
-    def _start_wandb(self):
-        if not self._wants_wandb:
-            return
-        import wandb
-
-        cfg = self.settings
-        try:
-            self.wandb = wandb.init(
-                entity=cfg.wandb_entity or None,
-                project=cfg.wandb_project,
-                name=cfg.wandb_run_name or self.folder.name,
-                config=dataclasses.asdict(cfg),
-                dir=str(self.folder),
-            )
-        except Exception as error:  # of any of its kinds: no login, no network, no such entity
-            why = str(error).strip().partition("\n")[0]
-            raise BadInput(f"W&B: {why}; log in with `wandb login`, or set WANDB_MODE=offline") from None
 
 
 def _versions():
