@@ -4,6 +4,7 @@ forecasters.py too: each forecaster against its definition.
 """
 
 import json
+import os
 import runpy
 import signal
 from pathlib import Path
@@ -336,6 +337,25 @@ def test_patience_is_kept_through_a_stop(argv, tmp_path, monkeypatch):
     assert stops(train_TS.main, argv(settings, out_dir=tmp_path / "parts")) == 128 + signal.SIGUSR1
     train_TS.main(argv(settings, out_dir=tmp_path / "parts", init_from="resume"))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(argv, tmp_path, monkeypatch):
+    """It comes in the first batch of the first evaluation, is heard before the next, and the resume makes it whole."""
+    settings, batch, seen = dict(eval_interval=2, max_iters=4, eval_batch_size=4), train_TS.Windows.batch, []
+
+    def interrupted(self, rows):
+        seen.append(rows)
+        if len(seen) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_TS.Windows, "batch", interrupted)
+        assert stops(train_TS.main, argv(settings)) == 128 + signal.SIGTERM
+    assert len(seen) == 1
+    train_TS.main(argv(settings, init_from="resume"))
+    train_TS.main(argv(settings, out_dir=tmp_path / "whole"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_the_best_model_is_that_of_the_best_evaluation(argv, tmp_path):

@@ -166,7 +166,7 @@ def foreign(structure):
 
 @dataclass
 class RunSettings:
-    out_dir: str = setting("out", "folder of the run: run.json, metrics.jsonl, ckpt.pt", free=True)
+    out_dir: str = setting("out", "folder of the run: run.json, metrics.jsonl, ckpt.pt, best.pt", free=True)
     own_folder: bool = setting(False, "the run's folder is one in out_dir, named by the run's settings", free=True)
     init_from: str = setting("scratch", "scratch, resume, or auto: resume if there is a checkpoint", free=True)
     overwrite: bool = setting(False, "let a run from scratch replace the run that out_dir holds", free=True)
