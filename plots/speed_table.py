@@ -120,6 +120,10 @@ def icl(records):
     (record,) = records
     rows = {(row["token_mixing_struct"], row["loop"]): row["steps_per_s"] for row in record["rows"]}
     for structure, theirs in ORIGINAL.items():
+        for loop in ("train_ICL", "reference"):
+            if (structure, loop) not in rows:
+                how = "make one that has it with: python bench.py icl --sizes=16x128 --out=FILE"
+                raise BadInput(f"the record of bench.py icl has no row {structure} {loop}; {how}")
         ours, plain = rows[structure, "train_ICL"], rows[structure, "reference"]
         numbers = [f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.0f}", theirs, f"{ours / theirs:.0f}"]
         table.append([STRUCTURES[structure][0], *numbers])
