@@ -8,7 +8,7 @@ by its own definition on the same inputs: a function may be off by the tolerance
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain
+from itertools import chain, islice
 from typing import ClassVar
 
 import torch
@@ -51,9 +51,6 @@ class Settings(BenchSettings):
     dense_up_to: int = setting(1024, "longest T for functions that hold T x T matrices")
     check_up_to: int = setting(256, "longest T for the float64 definition")
 
-    AT_LEAST_1: ClassVar[tuple] = (
-        "repeats", "tokens", "n_head", "d_head", "bilinear_width", "sliding_block_size", "check_up_to",
-    )  # fmt: skip
     ON_CUDA: ClassVar[tuple] = (
         "--dtype=bfloat16", "--lengths=512|1024|2048|4096|8192|16384|32768", "--tokens=65536", "--n_head=12",
         "--dense_up_to=4096", "--check_up_to=1024",
@@ -148,9 +145,11 @@ def rows(cfg, device):
     torch._dynamo.config.recompile_limit = 256  # FlexAttention is compiled for every length, mask and grad mode
     cases = [case for case in CASES if case[0] in structures and (device.type == "cuda" or not ON_CUDA_ONLY & {*case})]
     for T in lengths:
-        measure = partial(measured, cfg, device, T, cache(partial(make_checks, cfg, device, T)))
-        peers = [measure(*case) for case in cases if case[0] == "SDPA"]
-        for row in chain(peers, (measure(*case) for case in cases if case[0] != "SDPA")):
+        checks = cache(partial(make_checks, cfg, device, T))
+        measured = (attempt(check_and_time, cfg, device, T, checks, *case) for case in cases)
+        measured = (dict(structure=s, backend=b, T=T) | found for (s, b), found in zip(cases, measured, strict=True))
+        peers = list(islice(measured, sum(structure == "SDPA" for structure, _ in cases)))
+        for row in chain(peers, measured):
             for what in ("forward", "both"):
                 times = [peer[f"{what}_ms"] for peer in peers if f"{what}_ms" in peer]
                 if f"{what}_ms" in row and f"{what}_ms" in peers[0]:  # below 1 is faster
@@ -159,17 +158,11 @@ def rows(cfg, device):
             yield row
 
 
-def measured(cfg, device, T, checks, structure, backend):
-    """A row but for the ratios."""
-    found = dict(note=f"T x T matrices, not run above T = {cfg.dense_up_to} (dense_up_to)")
-    if backend not in DENSE or cfg.dense_up_to >= T:
-        found = attempt(check_and_time, cfg, device, T, checks, *CASES[structure, backend])
-    return dict(structure=structure, backend=backend, T=T) | found
-
-
-def check_and_time(cfg, device, T, checks, run, definition):
-    """The numbers of a row, or a note if a check fails."""
-    error = error_ratio = 0.0
+def check_and_time(cfg, device, T, checks, *case):
+    """The numbers of a row but for its ratios, or a note if a check fails."""
+    if case[1] in DENSE and cfg.dense_up_to < T:
+        return dict(note=f"T x T matrices, not run above T = {cfg.dense_up_to} (dense_up_to)")
+    (run, definition), error, error_ratio = CASES[case], 0.0, 0.0
     for factor, errors_of, by_sdpa in checks(definition):
         found, allowed = errors_of(run), [max(TOLERANCE[cfg.dtype], AS_FAR_AS_SDPA * error) for error in by_sdpa]
         if not all(error <= most for error, most in zip(found, allowed, strict=True)):  # NaN is not

@@ -41,7 +41,6 @@ class Settings(ModelBenchSettings):
     sliding_block_size: int = setting(512, "window W, T / 2 where that is less")
     steps: int = setting(8, "consecutive tokens in one timing")
 
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "batch_size", "steps")
     ON_CUDA: ClassVar[tuple] = (
         "--dtype=bfloat16", "--lengths=1024|2048|4096|8192|16384|32768|65536", "--n_layer=6", "--d_model=768",
         "--steps=32",

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 import train_ICL
-from benchmarks.measure import BenchSettings, Started, attempt, chosen, parse_pairs, plain_step, time_step
+from benchmarks.measure import BenchSettings, Started, afresh, chosen, parse_pairs, plain_step, time_step
 from data.icl_regression.sampler import interleave
 from model import InContextRegressor
 from structured.functional import low_rank_scores, mix, visible
@@ -50,7 +50,6 @@ class Settings(BenchSettings):
     together: int = setting(1, "also time so many runs in one process, all their steps counted")
     steps: int = setting(64, "steps in a timing, an eighth of them for the reference")
 
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "together", "n_layer", "n_head", "batch_size", "steps")
     ON_CUDA: ClassVar[tuple] = ("--sizes=16x128|32x256|64x256", "--compile=True", "--repeats=5")
 
     def run_settings(self, n_dims, d_model, structure):
@@ -77,7 +76,7 @@ def rows(cfg, device):
         plain = {}
         for count, build in ((1, reference), (1, train_icl), (cfg.together, train_icl))[: 2 + (cfg.together > 1)]:
             loop = "reference" if build is reference else "train_ICL" if count == 1 else f"{count} at once"
-            row = attempt(time_loop, cfg, device, run, build, count)
+            row = afresh(time_loop, cfg, device, run, build, count)
             if "ms" in row and "ms" in plain:
                 row["times_reference"] = plain["ms"] / row["ms"]
             plain = row if build is reference else plain

@@ -42,7 +42,7 @@ class BenchSettings:
             raise BadInput(f"no dtype '{self.dtype}', there are {', '.join(DTYPES)}")
         if self.out and not Path(self.out).parent.is_dir():
             raise BadInput(f"out is {self.out}, there is no folder {Path(self.out).parent}")
-        require_at_least(self, dict.fromkeys(self.AT_LEAST_1, 1) | dict(seed=-1))
+        require_at_least(self, {f.name: min(f.default, 1) for f in fields(self) if type(f.default) is int})
         if self.seed == -1:
             self.seed = secrets.randbits(31)
 
@@ -62,7 +62,7 @@ class ModelBenchSettings(BenchSettings, StructureSettings):
 
     def variants(self, **changes):
         """{structure: these settings for it alone, as far as they are its own}, after `changes`."""
-        kinds = "|".join(islice(cycle(self.sequential_GSWA_layer_list.split("|")), max(0, self.n_layer)))
+        kinds = "|".join(islice(cycle(self.sequential_GSWA_layer_list.split("|")), self.n_layer))
         changes |= dict(sequential_GSWA_layer_list=kinds)
         names = chosen(self.token_mixing_struct, STRUCTURES, "token_mixing_struct")
         return {name: replace(self, token_mixing_struct=name, **foreign(name) | changes) for name in names}
@@ -94,15 +94,7 @@ def chosen(text, names, setting_name):
 
 
 def attempt(measure, *args):
-    """What `measure` gives, or a note instead: out of memory, refused, or FAILED with the error.
-
-    No row inherits another's recompilations or memory.
-    """
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch._C._cuda_clearCublasWorkspaces()  # those of streams that are gone
+    """What `measure` gives, or a note instead: out of memory, refused, or FAILED with the error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a backend that refuses says why, at length
@@ -115,7 +107,18 @@ def attempt(measure, *args):
         note = f"FAILED: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if "No available kernel" in str(error):
             note = "does not take these inputs"
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return dict(note=note)
+
+
+def afresh(measure, *args):
+    """`attempt`, which inherits no other row's recompilations or memory."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch._C._cuda_clearCublasWorkspaces()  # those of streams that are gone
+    return attempt(measure, *args)
 
 
 class Started:

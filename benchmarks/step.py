@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 import train
-from benchmarks.measure import ModelBenchSettings, Started, attempt, matmul_tflops, parse_pairs, plain_step, time_step
+from benchmarks.measure import ModelBenchSettings, Started, afresh, matmul_tflops, parse_pairs, plain_step, time_step
 from data.corpus import CHARACTERS, CorpusWriter
 from training.capture import wanted
-from training.configurator import parse_list, require_at_least, setting
+from training.configurator import parse_list, setting
 from training.devices import allow_tf32, autocast, peak_flops, synchronise
 from training.errors import BadInput
 
@@ -57,7 +57,6 @@ class Settings(ModelBenchSettings):
     steps: int = setting(8, "steps in a timing")
 
     ALIASES: ClassVar[dict] = dict(structures="token_mixing_struct", d_model="widths")
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "steps")
     ON_CUDA: ClassVar[tuple] = (
         "--dtype=bfloat16", "--widths=256|768", "--batches=32x1|4x8", "--n_layer=6", "--block_size=1024", "--steps=30",
     )  # fmt: skip
@@ -73,7 +72,6 @@ def rows(cfg, device):
     batches = parse_pairs(cfg.batches, "batches", "batch_size x gradient_accumulation_steps")
     shapes = list(product(parse_list(cfg.widths, "widths"), batches))
     wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # which refuses what this device has not
-    require_at_least(cfg, dict(kernels=0))
     for width, batch in shapes:
         for variant in cfg.variants(d_model=width).values():
             variant.run_settings(batch, "").model_config()
@@ -88,7 +86,7 @@ def rows(cfg, device):
             for name, variant in cfg.variants(d_model=width).items():
                 timed[name] = time_run, variant.run_settings(batch, folder)
             for name, (measure, *args) in timed.items():
-                row = attempt(measure, cfg, *args)
+                row = afresh(measure, cfg, *args)
                 if "ms" in row:
                     row["tokens_per_s"] = 1e3 / row["ms"] * batch[0] * batch[1] * cfg.block_size
                 if "ms" in row and "ms" in theirs:
