@@ -33,10 +33,10 @@ COMMANDS = dict(attention=attention, decode=decode, icl=icl, step=step)
 def line(row, columns):
     """A row as text, printed as soon as it is measured: words left, numbers right, - where there is none."""
     cells = []
-    for key, (width, form) in columns.items():
-        value = row.get(key)
-        text = "-" if value is None else value if isinstance(value, str) else f"{value:{form}}"
-        cells.append(text.ljust(width) if form == "s" else text.rjust(width))
+    for key, form in columns.items():
+        value = "-" if row.get(key) is None else row[key]
+        words = isinstance(value, str) and not form.endswith("s")
+        cells.append((value if words else f"{value:{form}}").rjust(max(len(key), 9)))
     return " ".join([*cells, row.get("note", "")]).rstrip()
 
 

@@ -96,12 +96,12 @@ DEFINITIONS = {
     "MLR": reference.mlr_attention,
     "bilinear BTT": shared_query(reference.attention),
 }
+SDPA = {
+    "default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH,
+}  # fmt: skip
 CASES = {  # (structure, backend): what runs, and the definition that it has to agree with
-    ("SDPA", "default"): (sdpa, "standard"),
-    ("SDPA", "flash"): (partial(sdpa, backend=SDPBackend.FLASH_ATTENTION), "standard"),
-    ("SDPA", "cudnn"): (partial(sdpa, backend=SDPBackend.CUDNN_ATTENTION), "standard"),
-    ("SDPA", "efficient"): (partial(sdpa, backend=SDPBackend.EFFICIENT_ATTENTION), "standard"),
-    ("SDPA", "math"): (partial(sdpa, backend=SDPBackend.MATH), "standard"),
+    **{("SDPA", name): (partial(sdpa, backend=backend), "standard") for name, backend in SDPA.items()},
     ("FlexAttention", "standard"): (flex, "standard"),
     ("FlexAttention", "window"): (flex, "window"),
     ("standard", "auto"): (structured.attention, "standard"),
@@ -113,10 +113,10 @@ CASES = {  # (structure, backend): what runs, and the definition that it has to 
 ON_CUDA_ONLY = {"FlexAttention", "cudnn", "efficient", "triton", "flex"}
 DENSE = {"math", "dense"}  # backends that hold T x T matrices
 STRUCTURES = tuple(dict.fromkeys(structure for structure, _ in CASES))
-COLUMNS = {  # key: (width, format); Settings says what they are
-    "structure": (13, "s"), "backend": (9, "s"), "T": (6, "d"), "error": (8, ".1e"), "error_ratio": (11, ".2f"),
-    "forward_ms": (10, ".3f"), "forward/default": (15, ".2f"), "forward/best": (12, ".2f"),
-    "both_ms": (10, ".3f"), "both/default": (12, ".2f"), "both/best": (9, ".2f"), "extra_MiB": (9, ",.1f"),
+COLUMNS = {  # key: format; Settings says what they are
+    "structure": "13s", "backend": "9s", "T": "d", "error": ".1e", "error_ratio": ".2f", "forward_ms": ".3f",
+    "forward/default": ".2f", "forward/best": ".2f", "both_ms": ".3f", "both/default": ".2f", "both/best": ".2f",
+    "extra_MiB": ",.1f",
 }  # fmt: skip
 
 

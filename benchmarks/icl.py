@@ -21,9 +21,9 @@ from training.together import many_programs
 
 POOL = 32_000_064  # training prompts of the paper
 STRUCTURES = ("low_rank", "bilinear_MLR", "bilinear_BTT")
-COLUMNS = {  # key: (width, format)
-    "n_dims": (6, "d"), "d_model": (7, "d"), "token_mixing_struct": (20, "s"), "loop": (10, "s"), "ms": (9, ".2f"),
-    "steps_per_s": (11, ".2f"), "peak_MiB": (9, ",.0f"), "times_reference": (15, ".2f"),
+COLUMNS = {  # key: format
+    "n_dims": "d", "d_model": "d", "token_mixing_struct": "20s", "loop": "10s", "ms": ".2f", "steps_per_s": ".2f",
+    "peak_MiB": ",.0f", "times_reference": ".2f",
 }  # fmt: skip
 
 

@@ -23,10 +23,10 @@ from training.devices import allow_tf32, autocast, peak_flops, synchronise
 from training.errors import BadInput
 
 TOKENS = 2**20  # of each split of the corpus, random ones
-COLUMNS = {  # key: (width, format)
-    "d_model": (7, "d"), "batch": (6, "s"), "token_mixing_struct": (29, "s"), "ms": (9, ".2f"),
-    "tokens_per_s": (12, ",.0f"), "TFLOP_per_s": (11, ".3g"), "mfu": (6, ".1%"), "of_matmul": (9, ".1%"),
-    "outside_ms": (10, ".2f"), "kernel_ms": (9, ".2f"), "peak_MiB": (9, ",.0f"), "times_peer": (10, ".2f"),
+COLUMNS = {  # key: format
+    "d_model": "d", "batch": "6s", "token_mixing_struct": "29s", "ms": ".2f", "tokens_per_s": ",.0f",
+    "TFLOP_per_s": ".3g", "mfu": ".1%", "of_matmul": ".1%", "outside_ms": ".2f", "kernel_ms": ".2f",
+    "peak_MiB": ",.0f", "times_peer": ".2f",
 }  # fmt: skip
 
 
