@@ -24,7 +24,7 @@ from training.errors import BadInput
 
 TOKENS = 2**20  # of each split of the corpus, random ones
 COLUMNS = {  # key: format
-    "d_model": "d", "batch": "6s", "token_mixing_struct": "29s", "ms": ".2f", "tokens_per_s": ",.0f",
+    "d_model": "d", "batch": "9s", "token_mixing_struct": "29s", "ms": ".2f", "tokens_per_s": ",.0f",
     "TFLOP_per_s": ".3g", "mfu": ".1%", "of_matmul": ".1%", "outside_ms": ".2f", "kernel_ms": ".2f",
     "peak_MiB": ",.0f", "times_peer": ".2f",
 }  # fmt: skip
