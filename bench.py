@@ -14,6 +14,7 @@ settings; sizes not given are larger on a GPU.
 """
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,17 +22,22 @@ from pathlib import Path
 import torch
 
 from benchmarks import attention, decode, icl, step
-from benchmarks.measure import heading, line, matmul_tflops
+from benchmarks.measure import matmul_tflops
 from training.configurator import configure
 from training.devices import allow_tf32, device_name, pick_device
 from training.errors import BadInput, command
 
-COMMANDS = {  # name: (its settings, what checks them and gives a generator of rows, the columns of its table)
-    "attention": (attention.AttentionSettings, attention.rows, attention.COLUMNS),
-    "decode": (decode.DecodeSettings, decode.rows, decode.COLUMNS),
-    "icl": (icl.IclSettings, icl.rows, icl.COLUMNS),
-    "step": (step.StepSettings, step.rows, step.COLUMNS),
-}
+COMMANDS = dict(attention=attention, decode=decode, icl=icl, step=step)
+
+
+def line(row, columns):
+    """A row as text, printed as soon as it is measured: words left, numbers right, - where there is none."""
+    cells = []
+    for key, form in columns.items():
+        value = "-" if row.get(key) is None else row[key]
+        words = isinstance(value, str) and not form.endswith("s")
+        cells.append((value if words else f"{value:{form}}").rjust(max(len(key), 9)))
+    return " ".join([*cells, row.get("note", "")]).rstrip()
 
 
 @command
@@ -42,20 +48,21 @@ def main(argv=None):
         return
     if name not in COMMANDS:
         raise BadInput(f"no command '{name}', there are {', '.join(COMMANDS)}")
-    cls, make_rows, columns = COMMANDS[name]
+    cls, columns = COMMANDS[name].Settings, COMMANDS[name].COLUMNS
     device = pick_device(configure(cls, argv).device)
-    cfg = configure(cls, [*(cls.ON_CUDA if device.type == "cuda" else ()), *argv])
+    flags = [*(cls.ON_CUDA if device.type == "cuda" else ()), *argv]
+    cfg = configure(cls, flags)
+    if device.type == "cuda" and device.index:
+        torch.cuda.set_device(device)  # the one that the timers wait for
     allow_tf32(False)
-    measured = make_rows(cfg, device)
+    measured = COMMANDS[name].rows(cfg, device)
+    next(measured)  # before which bad settings are refused
     header = dict(command=name, device=device_name(device), torch=torch.__version__, dtype=cfg.dtype, seed=cfg.seed)
     if device.type == "cuda":
         header["matmul_tflops"] = matmul_tflops(device)
-    settings = asdict(cfg)
-    own = [base.__annotations__ for base in cls.__mro__ if base.__module__.startswith("benchmarks.")]
-    shown = [key for key in settings if key not in header and key != "out" and any(key in each for each in own)]
     print(", ".join(f"{key} {value}" for key, value in header.items()))
-    print(" ".join(f"{key}={settings[key]}" for key in shown))
-    print(heading(columns), flush=True)
+    print(shlex.join(["python", "bench.py", name, *flags]))
+    print(line(dict(zip(columns, columns, strict=True)), columns), flush=True)
     rows = []
     for row in measured:
         rows.append(row)
@@ -63,7 +70,7 @@ def main(argv=None):
         for kernel, ms, launches in row.get("kernels", ()):
             print(f"{ms:10.3f} ms {launches:6.0f} x {kernel[:90]}", flush=True)
         if cfg.out:  # after every row: a command cut short leaves what it measured
-            Path(cfg.out).write_text(json.dumps(dict(**header, settings=settings, rows=rows), indent=1) + "\n")
+            Path(cfg.out).write_text(json.dumps(dict(**header, settings=asdict(cfg), rows=rows), indent=1) + "\n")
     if any(row.get("note", "").startswith(("WRONG", "FAILED")) for row in rows):
         sys.exit(1)
 

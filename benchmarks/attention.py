@@ -5,22 +5,21 @@ definition in structured/reference.py. How well bfloat16 can agree is not known 
 by its own definition on the same inputs: a function may be off by the tolerance or by 1.3 times what SDPA is off.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
-from itertools import chain
+from functools import cache, partial
+from itertools import chain, islice
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 
 import structured
 from benchmarks.measure import BenchSettings, attempt, chosen, median_ms, parse_lengths, peak_MiB
 from structured import default_block_sizes, reference
-from structured.functional import check_ranks
+from structured.functional import check_ranks, flex_mask
 from training.configurator import parse_list, setting
 from training.devices import DTYPES
 
@@ -31,7 +30,7 @@ FACTORS = (1, 3)  # of the queries and keys in the check: scores of every size, 
 
 
 @dataclass
-class AttentionSettings(BenchSettings):
+class Settings(BenchSettings):
     """Time attention functions, causal, beside PyTorch's scaled_dot_product_attention (SDPA) and FlexAttention.
 
     error: the largest relative error of output and gradients against float64; error_ratio: the same over SDPA's, with
@@ -52,9 +51,6 @@ class AttentionSettings(BenchSettings):
     dense_up_to: int = setting(1024, "longest T for functions that hold T x T matrices")
     check_up_to: int = setting(256, "longest T for the float64 definition")
 
-    AT_LEAST_1: ClassVar[tuple] = (
-        "repeats", "tokens", "n_head", "d_head", "bilinear_width", "sliding_block_size", "check_up_to",
-    )  # fmt: skip
     ON_CUDA: ClassVar[tuple] = (
         "--dtype=bfloat16", "--lengths=512|1024|2048|4096|8192|16384|32768", "--tokens=65536", "--n_head=12",
         "--dense_up_to=4096", "--check_up_to=1024",
@@ -67,7 +63,11 @@ def sdpa(q, k, v, *, scale, backend=None):
 
 
 def flex(q, k, v, *, scale, window=None):
-    return compiled_flex()(q, k, v, scale=scale, block_mask=block_mask(q.shape[2], window, q.device))
+    T = q.shape[2]
+    return compiled_flex()(q, k, v, scale=scale, block_mask=kept_mask(T, T if window is None else window, 0, q.device))
+
+
+kept_mask = cache(flex_mask)  # so that it is not timed
 
 
 @cache
@@ -75,22 +75,18 @@ def compiled_flex():
     return torch.compile(flex_attention, dynamic=False)
 
 
-@lru_cache(maxsize=4)
-def block_mask(T, window, device):
-    def near(b, h, i, j):
-        return (j <= i) & (i - j <= (T if window is None else window))
-
-    return create_block_mask(near, None, None, T, T, device=device)
-
-
 def shared_query(function, copies=False):
     """The function of queries (B, 1 or H, T, r) of which one side serves all heads, as a view or as copies."""
 
     def run(q, k, v, **keywords):
-        expanded = q.expand(-1, k.shape[1], -1, -1)
-        return function(expanded.contiguous() if copies else expanded, k, v, **keywords)
+        q = q.expand(-1, k.shape[1], -1, -1)
+        return function(q.contiguous() if copies else q, k, v, **keywords)
 
     return run
+
+
+def ours(structure, function, *backends):
+    return {(structure, backend): (partial(function, backend=backend), structure) for backend in backends}
 
 
 DEFINITIONS = {
@@ -100,13 +96,36 @@ DEFINITIONS = {
     "MLR": reference.mlr_attention,
     "bilinear BTT": shared_query(reference.attention),
 }
+SDPA = {
+    "default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH,
+}  # fmt: skip
+CASES = {  # (structure, backend): what runs, and the definition that it has to agree with
+    **{("SDPA", name): (partial(sdpa, backend=backend), "standard") for name, backend in SDPA.items()},
+    ("FlexAttention", "standard"): (flex, "standard"),
+    ("FlexAttention", "window"): (flex, "window"),
+    ("standard", "auto"): (structured.attention, "standard"),
+    **ours("MLR", structured.mlr_attention, "triton", "blockwise", "dense"),
+    **ours("window", structured.window_attention, "flex", "blockwise", "dense"),
+    **ours("GSWA", structured.gswa_attention, "auto"),
+    ("bilinear BTT", "auto"): (shared_query(structured.attention), "bilinear BTT"),
+}
+ON_CUDA_ONLY = {"FlexAttention", "cudnn", "efficient", "triton", "flex"}
+DENSE = {"math", "dense"}  # backends that hold T x T matrices
+STRUCTURES = tuple(dict.fromkeys(structure for structure, _ in CASES))
+COLUMNS = {  # key: format; Settings says what they are
+    "structure": "13s", "backend": "9s", "T": "d", "error": ".1e", "error_ratio": ".2f", "forward_ms": ".3f",
+    "forward/default": ".2f", "forward/best": ".2f", "both_ms": ".3f", "both/default": ".2f", "both/best": ".2f",
+    "extra_MiB": ",.1f",
+}  # fmt: skip
 
 
 def keywords(cfg, T):
     """{definition: its keywords at length T}. MLR's coarsest block is the first power of two that is not below T."""
-    ranks, gswa_ranks = parse_list(cfg.mlr_rank_list, "mlr_rank_list"), parse_list(cfg.gswa_rank_list, "gswa_rank_list")
-    check_ranks(ranks, cfg.d_head, "mlr_rank_list")
-    check_ranks(gswa_ranks, cfg.d_head, "gswa_rank_list")
+    ranks, gswa_ranks = (
+        check_ranks(parse_list(getattr(cfg, name), name), cfg.d_head, name)
+        for name in ("mlr_rank_list", "gswa_rank_list")
+    )
     window, scale = min(cfg.sliding_block_size, max(1, T // 2)), cfg.d_head**-0.5
     block_size = max(2 ** (T - 1).bit_length(), 2 ** (len(ranks) - 1))
     return {
@@ -118,145 +137,66 @@ def keywords(cfg, T):
     }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A row of the table: run(q, k, v, **keywords) computes what DEFINITIONS[definition] defines.
-
-    cuda: it runs on CUDA only; dense: it holds T x T matrices.
-    """
-
-    structure: str
-    backend: str
-    run: Callable
-    definition: str
-    cuda: bool = False
-    dense: bool = False
-
-
-def ours(structure, function, *backends):
-    """A case for each backend of a function of structured.functional."""
-    return [
-        Case(
-            structure, backend, partial(function, backend=backend), structure,
-            cuda=backend in ("triton", "flex"), dense=backend == "dense",
-        )
-        for backend in backends
-    ]  # fmt: skip
-
-
-CASES = [
-    Case("SDPA", "default", sdpa, "standard"),
-    Case("SDPA", "flash", partial(sdpa, backend=SDPBackend.FLASH_ATTENTION), "standard"),
-    Case("SDPA", "cudnn", partial(sdpa, backend=SDPBackend.CUDNN_ATTENTION), "standard", cuda=True),
-    Case("SDPA", "efficient", partial(sdpa, backend=SDPBackend.EFFICIENT_ATTENTION), "standard", cuda=True),
-    Case("SDPA", "math", partial(sdpa, backend=SDPBackend.MATH), "standard", dense=True),
-    Case("FlexAttention", "standard", flex, "standard", cuda=True),
-    Case("FlexAttention", "window", flex, "window", cuda=True),
-    Case("standard", "auto", structured.attention, "standard"),
-    *ours("MLR", structured.mlr_attention, "triton", "blockwise", "dense"),
-    *ours("window", structured.window_attention, "flex", "blockwise", "dense"),
-    *ours("GSWA", structured.gswa_attention, "auto"),
-    Case("bilinear BTT", "auto", shared_query(structured.attention), "bilinear BTT"),
-]
-STRUCTURES = tuple(dict.fromkeys(case.structure for case in CASES))
-COLUMNS = {  # key: (width, format); AttentionSettings says what they are
-    "structure": (13, "s"), "backend": (9, "s"), "T": (6, "d"), "error": (8, ".1e"), "error_ratio": (11, ".2f"),
-    "forward_ms": (10, ".3f"), "forward/default": (15, ".2f"), "forward/best": (12, ".2f"),
-    "both_ms": (10, ".3f"), "both/default": (12, ".2f"), "both/best": (9, ".2f"), "extra_MiB": (9, ",.1f"),
-}  # fmt: skip
-
-
 def rows(cfg, device):
-    """One row a T and case, SDPA's first."""
-    lengths, structures = parse_lengths(cfg), chosen(cfg.structures, STRUCTURES, "structures")
+    """One row a T and case, SDPA's first. First None: the settings are good."""
+    lengths, structures = parse_lengths(cfg), {"SDPA", *chosen(cfg.structures, STRUCTURES, "structures")}
     keywords(cfg, 1)  # which refuses bad ranks
-    return measured(cfg, device, lengths, structures)
-
-
-def measured(cfg, device, lengths, structures):
+    yield
     torch._dynamo.config.recompile_limit = 256  # FlexAttention is compiled for every length, mask and grad mode
+    cases = [case for case in CASES if case[0] in structures and (device.type == "cuda" or not ON_CUDA_ONLY & {*case})]
     for T in lengths:
-        trials = cache(partial(make_trials, cfg, device, T))
-        cases = [case for case in CASES if device.type == "cuda" or not case.cuda]
-        peers = [row(cfg, device, T, case, trials) for case in cases if case.structure == "SDPA"]
-        others = (case for case in cases if case.structure in structures and case.structure != "SDPA")
-        for each in chain(peers, (row(cfg, device, T, case, trials) for case in others)):
-            yield each | ratios(each, peers)
+        checks = cache(partial(make_checks, cfg, device, T))
+        measured = (attempt(check_and_time, cfg, device, T, checks, *case) for case in cases)
+        measured = (dict(structure=s, backend=b, T=T) | found for (s, b), found in zip(cases, measured, strict=True))
+        peers = list(islice(measured, sum(structure == "SDPA" for structure, _ in cases)))
+        for row in chain(peers, measured):
+            for what in ("forward", "both"):
+                times = [peer[f"{what}_ms"] for peer in peers if f"{what}_ms" in peer]
+                if f"{what}_ms" in row and f"{what}_ms" in peers[0]:  # below 1 is faster
+                    row[f"{what}/default"] = row[f"{what}_ms"] / times[0]
+                    row[f"{what}/best"] = row[f"{what}_ms"] / min(times)
+            yield row
 
 
-def row(cfg, device, T, case, trials):
-    start = dict(structure=case.structure, backend=case.backend, T=T)
-    if case.dense and cfg.dense_up_to < T:
-        return start | dict(note=f"T x T matrices, not run above T = {cfg.dense_up_to} (dense_up_to)")
-    return start | attempt(partial(check_and_time, cfg, device, T, case, trials), device)
-
-
-def ratios(row, peers):
-    """A row's times relative to those of SDPA's default and of SDPA's fastest backend: below 1 is faster."""
-    found = {}
-    for what in ("forward", "both"):
-        key = f"{what}_ms"
-        if key in row and key in peers[0]:
-            found[f"{what}/default"] = row[key] / peers[0][key]
-            found[f"{what}/best"] = row[key] / min(peer[key] for peer in peers if key in peer)
-    return found
-
-
-def check_and_time(cfg, device, T, case, trials):
-    """The numbers of a row, or a note if a check fails."""
-    judged = [(trial, trial.errors(case.run)) for trial in trials(case.definition)]
-    for trial, errors in judged:
-        if not all(error <= most for error, most in zip(errors, trial.allowed, strict=True)):  # NaN is not
-            texts = (" ".join(f"{x:.1e}" for x in each) for each in (errors, trial.allowed))
+def check_and_time(cfg, device, T, checks, *case):
+    """The numbers of a row but for its ratios, or a note if a check fails."""
+    if case[1] in DENSE and cfg.dense_up_to < T:
+        return dict(note=f"T x T matrices, not run above T = {cfg.dense_up_to} (dense_up_to)")
+    (run, definition), error, error_ratio = CASES[case], 0.0, 0.0
+    for factor, errors_of, by_sdpa in checks(definition):
+        found, allowed = errors_of(run), [max(TOLERANCE[cfg.dtype], AS_FAR_AS_SDPA * error) for error in by_sdpa]
+        if not all(error <= most for error, most in zip(found, allowed, strict=True)):  # NaN is not
+            texts = (" ".join(f"{x:.1e}" for x in each) for each in (found, allowed))
             return dict(note="WRONG, not timed: errors {}, allowed {}".format(*texts))
-    *inputs, cotangent = random_inputs(cfg, device, case.definition, max(1, cfg.tokens // T), cfg.n_head, T)
-    options = keywords(cfg, T)[case.definition]
-
-    @torch.no_grad()
-    def forward():
-        case.run(*inputs, **options)
+        error = max(error, *found) if factor == 1 else error
+        error_ratio = max(error_ratio, max(found) / max(*by_sdpa, 1e-12))
+    *inputs, cotangent = random_inputs(cfg, device, definition, max(1, cfg.tokens // T), cfg.n_head, T)
+    forward = partial(run, *inputs, **keywords(cfg, T)[definition])
 
     def both():
-        torch.autograd.grad(case.run(*inputs, **options), inputs, cotangent)
+        torch.autograd.grad(forward(), inputs, cotangent)
 
     return dict(
-        error=max(max(errors) for trial, errors in judged if trial.factor == 1),
-        error_ratio=max(max(errors) / max(*trial.sdpa_errors, 1e-12) for trial, errors in judged),
-        forward_ms=median_ms(forward, device, cfg.repeats),
+        error=error,
+        error_ratio=error_ratio,
+        forward_ms=median_ms(torch.no_grad()(forward), device, cfg.repeats),
         both_ms=median_ms(both, device, cfg.repeats),
         extra_MiB=peak_MiB(both, device, extra=True),
     )
 
 
-@dataclass
-class Trial:
-    """One check: q, k, v and a cotangent, the definition's keywords and its output and gradients in float64.
+def make_checks(cfg, device, T, definition):
+    """[(factor of the queries and keys, errors, SDPA's by standard attention's definition on the same inputs)].
 
-    factor: what q and k were multiplied by; sdpa_errors: those of SDPA by standard attention's definition, on the
-    same inputs; allowed: the largest errors that pass. Errors are of the output and the gradients of q, k and v.
-    """
-
-    factor: int
-    inputs: list
-    options: dict
-    want: list
-    sdpa_errors: list
-    allowed: list
-
-    def errors(self, run):
-        return relative_errors(with_gradients(run, self.inputs, self.options), self.want)
-
-
-def make_trials(cfg, device, T, definition):
-    """The checks of a definition at length T, with small and large scores and with blocks and windows of two sizes.
-
-    A long T is cut to one that exceeds whole tiles by as much as T does, once with T's own blocks and window and once
-    with those of the cut length, which has all levels of MLR and a window that ends inside.
+    errors(run) are those of a function's output and gradients. There are checks with small and large scores and with
+    blocks and windows of two sizes: a long T is cut to one that exceeds whole tiles by as much as T does, once with T's
+    own blocks and window and once with those of the cut length, which has all levels of MLR and a window that ends
+    inside.
     """
     short = T if cfg.check_up_to >= T else max(1, cfg.check_up_to - -T % TILE)
     geometries = [keywords(cfg, length)[definition] for length in (short, T)]
     geometries = geometries[: 1 + (geometries[0] != geometries[1])]
-    trials = []
+    checks = []
     for factor in FACTORS:
         inputs = random_inputs(cfg, device, definition, 2, 2, short, factor)
         exact = [x.detach().to(device if device.type == "cuda" else "cpu").double() for x in inputs]
@@ -265,25 +205,20 @@ def make_trials(cfg, device, T, definition):
         with exact[0].device:  # where the definitions make their indices
             yardstick = with_gradients(DEFINITIONS["bilinear BTT"], exact, standard)
             wants = [with_gradients(DEFINITIONS[definition], exact, options) for options in geometries]
-        by_sdpa = with_gradients(shared_query(sdpa, copies=True), inputs, standard)  # cuDNN refuses the view
-        sdpa_errors = relative_errors(by_sdpa, yardstick)
-        allowed = [max(TOLERANCE[cfg.dtype], AS_FAR_AS_SDPA * error) for error in sdpa_errors]
-        for options, want in zip(geometries, wants, strict=True):
-            trials.append(Trial(factor, inputs, options, want, sdpa_errors, allowed))
-    return trials
+        by_sdpa = relative_errors(inputs, standard, yardstick, shared_query(sdpa, copies=True))  # cuDNN takes no view
+        pairs = zip(geometries, wants, strict=True)
+        checks += [(factor, partial(relative_errors, inputs, *pair), by_sdpa) for pair in pairs]
+    return checks
 
 
 def random_inputs(cfg, device, definition, batch_size, n_head, T, factor=1):
     """q, k, v that want gradients and a cotangent, laid out as a model's projections leave them: (B, T, H, width)."""
-    bilinear = definition == "bilinear BTT"
-    width = cfg.bilinear_width if bilinear else cfg.d_head
+    query_heads, width = (1, cfg.bilinear_width) if definition == "bilinear BTT" else (n_head, cfg.d_head)
     torch.manual_seed(cfg.seed)
-    shapes = (1 if bilinear else n_head, width), (n_head, width), (n_head, cfg.d_head), (n_head, cfg.d_head)
-    tensors = [torch.randn(batch_size, T, *shape, device=device).transpose(1, 2) for shape in shapes]
-    *inputs, cotangent = [
-        (x * scale).to(DTYPES[cfg.dtype]) for x, scale in zip(tensors, (factor, factor, 1, 1), strict=True)
-    ]
-    return [*(x.requires_grad_() for x in inputs), cotangent]
+    shapes = (query_heads, width), (n_head, width), (n_head, cfg.d_head), (n_head, cfg.d_head)
+    drawn = [torch.randn(batch_size, T, *shape, device=device).transpose(1, 2) for shape in shapes]
+    drawn = [(x * scale).to(DTYPES[cfg.dtype]) for x, scale in zip(drawn, (factor, factor, 1, 1), strict=True)]
+    return [*(x.requires_grad_() for x in drawn[:3]), drawn[3]]
 
 
 def with_gradients(function, inputs, options):
@@ -292,7 +227,7 @@ def with_gradients(function, inputs, options):
     return [out.detach(), *torch.autograd.grad(out, qkv, cotangent)]
 
 
-def relative_errors(got, want):
-    """||got - want|| / ||want|| of every pair; where ||want|| is 0 in exact arithmetic, of 0.01."""
-    pairs = zip(got, want, strict=True)
+def relative_errors(inputs, options, want, run):
+    """||got - want|| / ||want|| of output and gradients; where ||want|| is 0 in exact arithmetic, of 0.01."""
+    pairs = zip(with_gradients(run, inputs, options), want, strict=True)
     return [((a.to(b.device).double() - b).norm() / b.norm().clamp(min=1e-2)).item() for a, b in pairs]

@@ -1,20 +1,20 @@
 """`bench.py decode`: generating one token at a time with a key cache, with every scoring function.
 
 What a step costs depends on where in the context it is, not on what the cache holds: the caches are filled with random
-numbers, not with the keys of a prompt. On CUDA the step is captured in a CUDA graph, so that what is timed is the
+numbers, not with the keys of a prompt. On CUDA the steps of a timing are one CUDA graph, so that what is timed is the
 card's work. No time is given before a prompt and a few steps through the cache, at a short length, end where the model
 in float64 does with the whole sequence: as near as the model in the same precision does, or nearly.
 """
 
-import statistics
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import ClassVar
 
 import torch
 
-from benchmarks.measure import ModelBenchSettings, attempt, elapsed_ms, parse_lengths
+from benchmarks.measure import ModelBenchSettings, attempt, median_ms, parse_lengths
 from model import GPT
+from training.capture import WARM_UP, StaticStep
 from training.configurator import setting
 from training.devices import DTYPES
 
@@ -26,7 +26,7 @@ AS_FAR_AS_UNCACHED = 2  # times the error without a cache is allowed, too
 
 
 @dataclass
-class DecodeSettings(ModelBenchSettings):
+class Settings(ModelBenchSettings):
     """Time a step of generation with a key cache, and count the cache's bytes, by scoring function.
 
     last_ms: a step at the end of the context; mean_ms, tokens_per_s: on average over the context, from its first eighth
@@ -41,7 +41,6 @@ class DecodeSettings(ModelBenchSettings):
     sliding_block_size: int = setting(512, "window W, T / 2 where that is less")
     steps: int = setting(8, "consecutive tokens in one timing")
 
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "batch_size", "steps")
     ON_CUDA: ClassVar[tuple] = (
         "--dtype=bfloat16", "--lengths=1024|2048|4096|8192|16384|32768|65536", "--n_layer=6", "--d_model=768",
         "--steps=32",
@@ -49,47 +48,37 @@ class DecodeSettings(ModelBenchSettings):
 
     def at_length(self, T):
         """{structure: typed configuration} for contexts of T tokens, standard attention first."""
-        configs = self.model_configs(block_size=T, sliding_block_size=min(self.sliding_block_size, T // 2))
-        return dict(sorted(configs.items(), key=lambda item: item[0] != "low_rank"))
+        variants = self.variants(block_size=T, sliding_block_size=min(self.sliding_block_size, T // 2))
+        return {name: variants[name].model_config() for name in sorted(variants, key=lambda name: name != "low_rank")}
 
 
-COLUMNS = {  # key: (width, format); DecodeSettings says what they are
-    "token_mixing_struct": (29, "s"), "T": (6, "d"), "last_ms": (8, ".3f"), "mean_ms": (8, ".3f"),
-    "tokens_per_s": (12, ",.1f"), "tokens/standard": (15, ".2f"), "key_MiB": (9, ",.3f"), "value_MiB": (9, ",.3f"),
-    "cache/standard": (14, ".3f"),
+COLUMNS = {  # key: format; Settings says what they are
+    "token_mixing_struct": "29s", "T": "d", "last_ms": ".3f", "mean_ms": ".3f", "tokens_per_s": ",.1f",
+    "tokens/standard": ".2f", "key_MiB": ",.3f", "value_MiB": ",.3f", "cache/standard": ".3f",
 }  # fmt: skip
 
 
 def rows(cfg, device):
-    """One row a T and scoring function."""
+    """One row a T and scoring function. First None: the settings are good."""
     configs = {T: cfg.at_length(T) for T in parse_lengths(cfg, least=2)}
-    return measured(cfg, device, configs, cfg.at_length(CHECK_LENGTH))
-
-
-def measured(cfg, device, configs, short):
-    """configs: {T: {structure: typed configuration}}; short: those that are checked."""
+    short = cfg.at_length(CHECK_LENGTH)
+    yield
     check = cache(lambda name: cached_errors(cfg, short[name], device))
     for T, models in configs.items():
         standard = {}
         for name, model_cfg in models.items():
-            row = dict(token_mixing_struct=name, T=T)
-            row |= attempt(partial(check_and_time, cfg, model_cfg, device, partial(check, name)), device)
+            row = attempt(check_and_time, cfg, model_cfg, device, check, name)
             standard = standard or (row if name == "low_rank" else {})
-            yield row | ratios(row, standard)
-
-
-def ratios(row, standard):
-    """A row's rate and cache relative to standard attention's."""
-    if "mean_ms" not in row or "mean_ms" not in standard:
-        return {}
-    size, of_standard = (each["key_MiB"] + each["value_MiB"] for each in (row, standard))
-    rate = row["tokens_per_s"] / standard["tokens_per_s"]
-    return {"tokens/standard": rate, "cache/standard": size / of_standard}
+            if "mean_ms" in row and "mean_ms" in standard:
+                size, of_standard = (each["key_MiB"] + each["value_MiB"] for each in (row, standard))
+                row["tokens/standard"] = row["tokens_per_s"] / standard["tokens_per_s"]
+                row["cache/standard"] = size / of_standard
+            yield dict(token_mixing_struct=name, T=T) | row
 
 
 @torch.no_grad()
-def check_and_time(cfg, model_cfg, device, check):
-    error, allowed = check()
+def check_and_time(cfg, model_cfg, device, check, name):
+    error, allowed = check(name)
     if not error <= allowed:  # NaN is not
         return dict(note=f"WRONG, not timed: the logits are off by {error:.1e}, allowed {allowed:.1e}")
     T, B = model_cfg.scoring.block_size, cfg.batch_size
@@ -108,43 +97,21 @@ def check_and_time(cfg, model_cfg, device, check):
 
 
 def step_ms(cfg, model, caches, position, device):
-    """Milliseconds of a step: the median of `repeats` timings of the steps that end at `position`."""
+    """Milliseconds of a step: the mean of those that end at `position`, which follow each other in one timing."""
     token = torch.zeros(cfg.batch_size, 1, dtype=torch.long, device=device)
     first = max(1, position - cfg.steps + 1)
 
-    def step():
-        model(token, cache=caches)
+    def steps():
+        for layer in caches.layers:  # hold `first` tokens, whichever they are
+            layer.count = first
+            layer.at.fill_(first - 1)
+        for _ in range(first, position + 1):
+            model(token, cache=caches)
 
-    place(caches, position)
-    run = captured(step, partial(place, caches, position)) if device.type == "cuda" else step
-    times = []
-    for _ in range(cfg.repeats + 1):
-        place(caches, first)
-        times.append(elapsed_ms(run, device, position - first + 1) / (position - first + 1))
-    return statistics.median(times[1:])  # the first one warms up
-
-
-def place(caches, count):
-    """Let the caches hold `count` tokens, whichever they are."""
-    for layer in caches.layers:
-        layer.count = count
-        layer.at.fill_(count - 1)
-
-
-def captured(step, before):
-    """`step` as one CUDA graph; `before` is called before each step that is run to make it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            before()
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    before()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    run = StaticStep(steps, device)
+    for _ in range(WARM_UP + 1):  # its graph is recorded before it is timed
+        run()
+    return median_ms(run, device, cfg.repeats) / (position - first + 1)
 
 
 def make_model(cfg, model_cfg, device):

@@ -2,36 +2,33 @@
 
 import random
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from typing import ClassVar
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 import train_ICL
-from benchmarks.measure import BenchSettings, Started, attempt, chosen, clear, time_step
+from benchmarks.measure import BenchSettings, Started, afresh, chosen, parse_pairs, plain_step, time_step
 from data.icl_regression.sampler import interleave
 from model import InContextRegressor
 from structured.functional import low_rank_scores, mix, visible
 from structured.scorings.base import Scoring
 from training.capture import wanted
-from training.configurator import parse_list, setting
+from training.configurator import setting
 from training.devices import allow_tf32, autocast
-from training.errors import BadInput
 from training.mup import initialise, param_groups
 from training.together import many_programs
 
 POOL = 32_000_064  # training prompts of the paper
 STRUCTURES = ("low_rank", "bilinear_MLR", "bilinear_BTT")
-COLUMNS = {  # key: (width, format)
-    "n_dims": (6, "d"), "d_model": (7, "d"), "token_mixing_struct": (20, "s"), "loop": (10, "s"), "ms": (9, ".2f"),
-    "steps_per_s": (11, ".2f"), "peak_MiB": (9, ",.0f"), "times_reference": (15, ".2f"),
+COLUMNS = {  # key: format
+    "n_dims": "d", "d_model": "d", "token_mixing_struct": "20s", "loop": "10s", "ms": ".2f", "steps_per_s": ".2f",
+    "peak_MiB": ",.0f", "times_reference": ".2f",
 }  # fmt: skip
 
 
 @dataclass
-class IclSettings(BenchSettings):
+class Settings(BenchSettings):
     """Time training steps in context: prompts, forward, backward, clip, AdamW, sums of losses; beside the plain way.
 
     The row "train_ICL" is the loop that train_ICL.py runs, without evaluations. The row "reference" is eager: prompts
@@ -53,96 +50,67 @@ class IclSettings(BenchSettings):
     together: int = setting(1, "also time so many runs in one process, all their steps counted")
     steps: int = setting(64, "steps in a timing, an eighth of them for the reference")
 
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "together", "n_layer", "n_head", "batch_size", "steps")
     ON_CUDA: ClassVar[tuple] = ("--sizes=16x128|32x256|64x256", "--compile=True", "--repeats=5")
 
-    def run_settings(self, n_dims, d_model, structure, out_dir):
+    def run_settings(self, n_dims, d_model, structure):
         """The settings of a run of train_ICL.py at full size, its ranks 8|4|2|2 scaled to the width of a head."""
         width = d_model // self.n_head
         ranks = [width // 2, width // 4, width // 8]
-        return train_ICL.Settings(
-            out_dir=out_dir, seed=self.seed, device=self.device, dtype=self.dtype, n_dims=n_dims, d_model=d_model,
-            n_layer=self.n_layer, n_head=self.n_head, batch_size=self.batch_size, token_mixing_struct=structure,
+        return self.run_of(
+            train_ICL, n_dims=n_dims, d_model=d_model, token_mixing_struct=structure,
             mlr_rank_list="|".join(map(str, [*ranks, width - sum(ranks)])), training_num_training_examples=POOL,
             training_curriculum_dims_start=n_dims, training_curriculum_points_start=2 * n_dims,
-            compile=self.compile, keep=self.keep, cuda_graph=self.cuda_graph, tf32=self.tf32,
         )  # fmt: skip
 
 
-def parse_sizes(text):
-    """"16x128|64x256" -> [(16, 128), (64, 256)]."""
-    sizes = [tuple(part.split("x")) for part in parse_list(text, "sizes", str)]
-    if not all(len(size) == 2 and all(n.isdecimal() and int(n) for n in size) for size in sizes):
-        raise BadInput(f"sizes is {text!r}; write n_dims x d_model with | between them, like \"16x128|64x256\"")
-    return [tuple(map(int, size)) for size in sizes]
-
-
 def rows(cfg, device):
-    """Rows of a size and scoring function: the reference, train_ICL with the ratio of their steps/s, several runs."""
-    sizes = parse_sizes(cfg.sizes)
+    """Rows of a size and scoring function: the reference, train_ICL, several runs. First None: settings are good."""
+    sizes = parse_pairs(cfg.sizes, "sizes", "n_dims x d_model")
     names = chosen(cfg.token_mixing_struct, STRUCTURES, "token_mixing_struct")
     wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # which refuses what this device has not
-    runs = [cfg.run_settings(*size, name, "") for size, name in product(sizes, names)]
+    runs = [cfg.run_settings(*size, name) for size, name in product(sizes, names)]
     for run in runs:
         run.model_config(block_size=run.tokens)
-    return measured(cfg, device, runs)
-
-
-def measured(cfg, device, runs):
+    yield
     for run in runs:
-        about = dict(n_dims=run.n_dims, d_model=run.d_model, token_mixing_struct=run.token_mixing_struct)
-        plain = attempt(partial(time_steps, cfg, device, partial(reference, run, device), cfg.steps // 8), device)
-        yield about | dict(loop="reference") | plain
-        ours = attempt(partial(time_steps, cfg, device, partial(train_icl, run), cfg.steps), device)
-        if "ms" in plain and "ms" in ours:
-            ours["times_reference"] = plain["ms"] / ours["ms"]
-        yield about | dict(loop="train_ICL") | ours
-        if cfg.together > 1:
-            several = partial(in_turn, run, cfg.together, device)
-            with many_programs:
-                all_of_them = attempt(partial(time_steps, cfg, device, several, cfg.steps), device)
-            if "ms" in all_of_them:
-                all_of_them["ms"] /= cfg.together
-                all_of_them["steps_per_s"] *= cfg.together
-                if "ms" in plain:
-                    all_of_them["times_reference"] = plain["ms"] / all_of_them["ms"]
-            yield about | dict(loop=f"{cfg.together} at once") | all_of_them
+        plain = {}
+        for count, build in ((1, reference), (1, train_icl), (cfg.together, train_icl))[: 2 + (cfg.together > 1)]:
+            loop = "reference" if build is reference else "train_ICL" if count == 1 else f"{count} at once"
+            row = afresh(time_loop, cfg, device, run, build, count)
+            if "ms" in row and "ms" in plain:
+                row["times_reference"] = plain["ms"] / row["ms"]
+            plain = row if build is reference else plain
+            about = dict(n_dims=run.n_dims, d_model=run.d_model, token_mixing_struct=run.token_mixing_struct)
+            yield dict(about, loop=loop, **row)
 
 
-def time_steps(cfg, device, build, steps):
-    """Time and peak memory of the function that `build` gives, a step a call."""
-    clear()
+def time_loop(cfg, device, run, build, count):
+    """Time and peak memory of a step of the function that `build` gives, which takes `count` of them in a call."""
     allow_tf32(cfg.tf32)
-    timed = time_step(build(), device, max(1, steps), cfg.repeats)
-    return dict(timed, steps_per_s=1e3 / timed["ms"])
+    steps = max(1, cfg.steps // 8) if build is reference else cfg.steps
+    with many_programs:
+        timed = time_step(build(run, device, count), device, steps, cfg.repeats)
+    ms = timed["ms"] / count
+    return dict(timed, ms=ms, steps_per_s=1e3 / ms)
 
 
-def train_icl(run):
-    """The step of train_ICL.py."""
-    return Started(train_ICL, run, eval_prompts=1).step
-
-
-def in_turn(run, count, device):
-    """A step of each of several runs in this process, on streams of their own (training/together.py)."""
-    streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(count)]
+def train_icl(run, device, count):
+    """A step of train_ICL.py, or of each of several runs of it, on streams of their own (training/together.py)."""
     runs = []
-    for k, stream in enumerate(streams):
+    for k in range(count):
+        stream = torch.cuda.Stream(device) if count > 1 and device.type == "cuda" else None
         with torch.cuda.stream(stream):
-            runs.append(Started(train_ICL, replace(run, seed=run.seed + k), eval_prompts=1))
+            runs.append((Started(train_ICL, replace(run, seed=run.seed + k), eval_prompts=1), stream))
 
     def step():
-        for started, stream in zip(runs, streams, strict=True):
-            if stream:
-                stream.wait_stream(torch.cuda.current_stream(device))  # so that the clock's first event is before all
+        for started, stream in runs:
             with torch.cuda.stream(stream):
                 started.step()
-        for stream in filter(None, streams):
-            torch.cuda.current_stream(device).wait_stream(stream)
 
     return step
 
 
-def reference(run, device):
+def reference(run, device, count):
     """The step as the definition reads."""
     torch.manual_seed(run.seed)
     model = InContextRegressor(run.model_config(block_size=run.tokens), run.n_dims)
@@ -151,22 +119,15 @@ def reference(run, device):
     initialise(model.to(device))
     groups = param_groups(model, run.training_learning_rate)
     optimizer = torch.optim.AdamW(groups, betas=(run.beta1, run.beta2), eps=1e-20, foreach=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == "float16")
 
-    def step():
+    def losses():
         x, y = (part.to(device) for part in draw_one_by_one(run))
         with autocast(device, run.dtype):
             loss = (model(interleave(x, y)).float() - y).square().mean()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        if run.grad_clip:
-            clip_grad_norm_(model.parameters(), run.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        return loss.item()
+        yield loss
 
-    return step
+    step = plain_step(losses, model, optimizer, device, run.dtype, run.grad_clip)
+    return lambda: step().item()
 
 
 class DenseScores(Scoring):

@@ -4,23 +4,24 @@ import contextlib
 import gc
 import inspect
 import io
-import math
 import secrets
 import statistics
 import tempfile
-import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.benchmark import Timer
 
 from structured import STRUCTURES
 from training.capture import WARM_UP
 from training.configurator import parse_list, require_at_least, setting
-from training.devices import DTYPES, synchronise
+from training.devices import DTYPES
 from training.errors import BadInput
 from training.settings import StructureSettings, foreign
 
@@ -41,9 +42,14 @@ class BenchSettings:
             raise BadInput(f"no dtype '{self.dtype}', there are {', '.join(DTYPES)}")
         if self.out and not Path(self.out).parent.is_dir():
             raise BadInput(f"out is {self.out}, there is no folder {Path(self.out).parent}")
-        require_at_least(self, dict.fromkeys(self.AT_LEAST_1, 1) | dict(seed=-1))
+        require_at_least(self, {f.name: min(f.default, 1) for f in fields(self) if type(f.default) is int})
         if self.seed == -1:
             self.seed = secrets.randbits(31)
+
+    def run_of(self, script, **own):
+        """Settings of a run of a training script: those that it shares with these, and its own."""
+        shared = {f.name: getattr(self, f.name) for f in fields(script.Settings) if hasattr(self, f.name)}
+        return script.Settings(**shared | own)
 
 
 @dataclass
@@ -54,13 +60,9 @@ class ModelBenchSettings(BenchSettings, StructureSettings):
     mlr_block_divide_by_num_levels: bool = setting(True, "scores times 1 / number of levels the pair shares")
     sequential_GSWA_layer_list: str = setting("MHA|SWA|SWA", "kinds of layers, repeated or cut to n_layer")
 
-    def model_configs(self, **changes):
-        """{structure: typed configuration}, after `changes` to the settings."""
-        return {name: variant.model_config() for name, variant in self.variants(**changes).items()}
-
     def variants(self, **changes):
         """{structure: these settings for it alone, as far as they are its own}, after `changes`."""
-        kinds = "|".join(islice(cycle(self.sequential_GSWA_layer_list.split("|")), max(0, self.n_layer)))
+        kinds = "|".join(islice(cycle(self.sequential_GSWA_layer_list.split("|")), self.n_layer))
         changes |= dict(sequential_GSWA_layer_list=kinds)
         names = chosen(self.token_mixing_struct, STRUCTURES, "token_mixing_struct")
         return {name: replace(self, token_mixing_struct=name, **foreign(name) | changes) for name in names}
@@ -74,6 +76,14 @@ def parse_lengths(cfg, least=1):
     return lengths
 
 
+def parse_pairs(text, name, words):
+    """"32x1|4x8" -> [(32, 1), (4, 8)]; words: what the two numbers are."""
+    pairs = [part.split("x") for part in parse_list(text, name, str)]
+    if not all(len(pair) == 2 and all(n.isdecimal() and int(n) for n in pair) for pair in pairs):
+        raise BadInput(f'{name} is {text!r}; write {words} with | between them, like "32x128|64x256"')
+    return [tuple(map(int, pair)) for pair in pairs]
+
+
 def chosen(text, names, setting_name):
     """Which of `names` a setting like "a|b" asks for, "all" being all of them."""
     wanted = tuple(names) if text == "all" else parse_list(text, setting_name, str)
@@ -83,31 +93,32 @@ def chosen(text, names, setting_name):
     return wanted
 
 
-def attempt(measure, device):
+def attempt(measure, *args):
     """What `measure` gives, or a note instead: out of memory, refused, or FAILED with the error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a backend that refuses says why, at length
-            return measure()
+            return measure(*args)
     except torch.OutOfMemoryError:
         note = "out of memory"
     except BadInput as error:
         note = f"refused: {error}"
     except Exception as error:  # one row's failure must not cost the others
-        if "No available kernel" in str(error):
-            return dict(note="does not take these inputs")
         note = f"FAILED: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    if device.type == "cuda":
+        if "No available kernel" in str(error):
+            note = "does not take these inputs"
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return dict(note=note)
 
 
-def clear():
-    """No row inherits another's recompilations or memory."""
+def afresh(measure, *args):
+    """`attempt`, which inherits no other row's recompilations or memory."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch._C._cuda_clearCublasWorkspaces()  # those of streams that are gone
+    return attempt(measure, *args)
 
 
 class Started:
@@ -118,55 +129,65 @@ class Started:
     """
 
     def __init__(self, script, settings, **shortest_evaluation):
-        never, self.folder = 2**62, tempfile.TemporaryDirectory()  # which goes with this object
-        never_due = dict(max_iters=never, log_interval=never, eval_interval=never, out_dir=f"{self.folder.name}/run")
-        settings = replace(settings, **never_due, **shortest_evaluation)
-        self.steps = script.training(settings)
+        self.folder = tempfile.TemporaryDirectory()  # which goes with this object
+        never = dict.fromkeys(("max_iters", "log_interval", "eval_interval"), 2**62)
+        settings = replace(settings, out_dir=f"{self.folder.name}/run", **never, **shortest_evaluation)
+        steps = script.training(settings)
+        self.step = partial(next, steps)
         with contextlib.redirect_stdout(io.StringIO()):
-            next(self.steps)
-        self.parts = SimpleNamespace(**inspect.getgeneratorlocals(self.steps))
+            self.step()
+        self.parts = SimpleNamespace(**inspect.getgeneratorlocals(steps))
 
-    def step(self):
-        next(self.steps)
+
+def plain_step(losses, model, optimizer, device, dtype, grad_clip):
+    """A step of an eager loop, which gives its last loss: losses() makes those of the micro-batches one by one."""
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+
+    def step():
+        for loss in losses():
+            scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        if grad_clip:
+            clip_grad_norm_(model.parameters(), grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def timer(run):
+    """torch.utils.benchmark's, with the threads that PyTorch has; it waits for the device before it reads the clock."""
+    return Timer("run()", globals=dict(run=run), num_threads=torch.get_num_threads())
+
+
+def median_ms(run, device, repeats):
+    """Median milliseconds of a call over `repeats` timings, each of 50 ms of calls or of one, after a warm-up.
+
+    On CUDA each is triton's: the median of calls timed on the card's own clock, its L2 cache cleared before each.
+    """
+    if device.type == "cuda":
+        from triton.testing import do_bench  # Triton comes with PyTorch for CUDA only
+
+        return statistics.median(do_bench(run, rep=LEAST_MS, return_mode="median") for _ in range(repeats))
+    timed = (timer(run).blocked_autorange(min_run_time=LEAST_MS / 1e3) for _ in range(repeats))
+    return 1e3 * statistics.median(measurement.median for measurement in timed)
 
 
 def time_step(step, device, steps, repeats):
     """Median milliseconds of a training step over timings of `steps` calls, and the peak memory that it needs.
 
-    The first WARM_UP calls compile and choose kernels, which takes buffers of its own. The peak is that of the call
-    after them: of the recording where the step becomes a CUDA graph, whose replays allocate nothing.
+    By the host's clock on CUDA, too: steps follow each other, and what the host takes for one counts, which do_bench's
+    clearing of a cache between two would hide. The first WARM_UP calls compile and choose kernels, which takes buffers
+    of its own. The peak is that of the call after them: of the recording where the step becomes a CUDA graph, whose
+    replays allocate nothing.
     """
     for _ in range(WARM_UP):
         step()
     gc.collect()  # what compiling left
     peak = peak_MiB(step, device)
-    ms = statistics.median(elapsed_ms(step, device, steps) / steps for _ in range(repeats))
-    return dict(ms=ms, peak_MiB=peak)
-
-
-def median_ms(run, device, repeats):
-    """Median milliseconds of a call over `repeats` timings, each of 50 ms of calls or of one, after a warm-up."""
-    elapsed_ms(run, device, 1)
-    calls = math.ceil(LEAST_MS / elapsed_ms(run, device, 1))
-    return statistics.median(elapsed_ms(run, device, calls) / calls for _ in range(repeats))
-
-
-def elapsed_ms(run, device, calls):
-    """Milliseconds of `calls` calls, on the card's own clock on CUDA."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record(torch.cuda.current_stream(device))
-        for _ in range(calls):
-            run()
-        end.record(torch.cuda.current_stream(device))
-        end.synchronize()
-        return start.elapsed_time(end)
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    synchronise(device)
-    return 1e3 * (time.perf_counter() - start)
+    return dict(ms=1e3 * statistics.median(timer(step).timeit(steps).mean for _ in range(repeats)), peak_MiB=peak)
 
 
 def peak_MiB(run, device, extra=False):
@@ -179,35 +200,10 @@ def peak_MiB(run, device, extra=False):
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def kernel_times(step, device, calls=3):
-    """[(kernel, milliseconds, launches)] of a call, the longest first; on the CPU of PyTorch's operators."""
-    on_gpu, kinds = device.type == "cuda", torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kinds.CUDA if on_gpu else kinds.CPU]) as profile:
-        for _ in range(calls):
-            step()
-        synchronise(device)
-    spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
-    found = [(e.key, getattr(e, spent) / calls / 1e3, e.count / calls) for e in profile.key_averages()]
-    return sorted((kernel for kernel in found if kernel[1]), key=lambda kernel: -kernel[1])
-
-
+@cache
 def matmul_tflops(device):
     """TFLOP/s of a bfloat16 product of two square matrices, what this card can do today; None off CUDA."""
     if device.type != "cuda":
         return None
     a, b = torch.randn(2, CUBE, CUBE, device=device, dtype=torch.bfloat16)
     return round(2 * CUBE**3 / median_ms(lambda: a @ b, device, 5) / 1e9, 1)
-
-
-def heading(columns):
-    return " ".join(key.ljust(w) if form == "s" else key.rjust(w) for key, (w, form) in columns.items())
-
-
-def line(row, columns):
-    """A row as text: words left, numbers right, - where there is none. columns: {key: (width, format)}."""
-    cells = []
-    for key, (width, form) in columns.items():
-        value = row.get(key)
-        text = "-" if value is None else f"{value:{form}}"
-        cells.append(text.ljust(width) if form == "s" else text.rjust(width))
-    return " ".join([*cells, row.get("note", "")]).rstrip()

@@ -5,7 +5,7 @@ import importlib.util
 import io
 import sys
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,27 +13,25 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 import train
-from benchmarks.measure import ModelBenchSettings, Started, attempt, clear, kernel_times, matmul_tflops, time_step
+from benchmarks.measure import ModelBenchSettings, Started, afresh, matmul_tflops, parse_pairs, plain_step, time_step
 from data.corpus import CHARACTERS, CorpusWriter
-from training.capture import StaticStep, wanted
-from training.configurator import parse_list, require_at_least, setting
-from training.devices import allow_tf32, autocast, peak_flops
+from training.capture import wanted
+from training.configurator import parse_list, setting
+from training.devices import allow_tf32, autocast, peak_flops, synchronise
 from training.errors import BadInput
-from training.settings import StructureSettings
 
 TOKENS = 2**20  # of each split of the corpus, random ones
-COLUMNS = {  # key: (width, format)
-    "d_model": (7, "d"), "batch": (6, "s"), "token_mixing_struct": (29, "s"), "ms": (9, ".2f"),
-    "tokens_per_s": (12, ",.0f"), "TFLOP_per_s": (11, ".3g"), "mfu": (6, ".1%"), "of_matmul": (9, ".1%"),
-    "outside_ms": (10, ".2f"), "kernel_ms": (9, ".2f"), "peak_MiB": (9, ",.0f"), "times_peer": (10, ".2f"),
+COLUMNS = {  # key: format
+    "d_model": "d", "batch": "9s", "token_mixing_struct": "29s", "ms": ".2f", "tokens_per_s": ",.0f",
+    "TFLOP_per_s": ".3g", "mfu": ".1%", "of_matmul": ".1%", "outside_ms": ".2f", "kernel_ms": ".2f",
+    "peak_MiB": ",.0f", "times_peer": ".2f",
 }  # fmt: skip
 
 
 @dataclass
-class StepSettings(ModelBenchSettings):
+class Settings(ModelBenchSettings):
     """Time steps of train.py: batches from a corpus on disk, forward, backward, clip, AdamW, sums of losses.
 
     outside_ms is what a step takes beyond its forward and backward passes alone, on tokens that stay. FLOPs are those
@@ -59,59 +57,42 @@ class StepSettings(ModelBenchSettings):
     steps: int = setting(8, "steps in a timing")
 
     ALIASES: ClassVar[dict] = dict(structures="token_mixing_struct", d_model="widths")
-    AT_LEAST_1: ClassVar[tuple] = ("repeats", "steps")
     ON_CUDA: ClassVar[tuple] = (
         "--dtype=bfloat16", "--widths=256|768", "--batches=32x1|4x8", "--n_layer=6", "--block_size=1024", "--steps=30",
     )  # fmt: skip
 
     def run_settings(self, batch, folder):
         """The settings of a run of train.py on the corpus in `folder`; batch: (batch_size, micro-batches)."""
-        shape = {f.name: getattr(self, f.name) for f in fields(StructureSettings)}
-        return train.Settings(
-            **shape, batch_size=batch[0], gradient_accumulation_steps=batch[1], data_dir=folder, dataset="corpus",
-            out_dir=f"{folder}/run", seed=self.seed, device=self.device, dtype=self.dtype, compile=self.compile,
-            compile_mode=self.compile_mode, cuda_graph=self.cuda_graph, tf32=self.tf32,
-        )  # fmt: skip
-
-
-def parse_batches(text):
-    """"32x1|4x8" -> [(32, 1), (4, 8)]."""
-    batches = [tuple(part.split("x")) for part in parse_list(text, "batches", str)]
-    if not all(len(batch) == 2 and all(n.isdecimal() and int(n) for n in batch) for batch in batches):
-        example = 'batch_size x gradient_accumulation_steps with | between them, like "32x1|4x8"'
-        raise BadInput(f"batches is {text!r}; write {example}")
-    return [tuple(map(int, batch)) for batch in batches]
+        own = dict(batch_size=batch[0], gradient_accumulation_steps=batch[1], data_dir=folder, dataset="corpus")
+        return self.run_of(train, **own)
 
 
 def rows(cfg, device):
-    """For every width and batch one row a scoring function, after the peer's."""
-    shapes = list(product(parse_list(cfg.widths, "widths"), parse_batches(cfg.batches)))
+    """For every width and batch one row a scoring function, after the peer's. First None: settings are good."""
+    batches = parse_pairs(cfg.batches, "batches", "batch_size x gradient_accumulation_steps")
+    shapes = list(product(parse_list(cfg.widths, "widths"), batches))
     wanted(cfg.cuda_graph, device, cfg.dtype, 1)  # which refuses what this device has not
-    require_at_least(cfg, dict(kernels=0))
     for width, batch in shapes:
-        cfg.model_configs(d_model=width)
-        cfg.run_settings(batch, "")
-    return measured(cfg, device, shapes, load_peer(cfg.peer) if cfg.peer else None)
-
-
-def measured(cfg, device, shapes, peer):
-    """shapes: (width, batch) each; peer: nanoGPT's module or None."""
-    rate = matmul_tflops(device)
+        for variant in cfg.variants(d_model=width).values():
+            variant.run_settings(batch, "").model_config()
+    peer = load_peer(cfg.peer) if cfg.peer else None
+    yield
     with tempfile.TemporaryDirectory() as folder:  # a run that is not started writes nothing there
         write_corpus(f"{folder}/corpus", cfg)
         for width, batch in shapes:
-            about, theirs = dict(d_model=width, batch="x".join(map(str, batch))), {}
+            theirs, timed = {}, {}
             if peer:
-                path = f"{folder}/corpus/train.bin"
-                theirs = attempt(partial(time_peer, peer, cfg, device, width, batch, path), device)
-                theirs |= per_second(theirs, cfg, batch)
-                yield about | dict(token_mixing_struct="peer") | theirs
+                timed["peer"] = time_peer, peer, device, width, batch, f"{folder}/corpus/train.bin"
             for name, variant in cfg.variants(d_model=width).items():
-                ours = attempt(partial(time_run, variant.run_settings(batch, folder), cfg, rate), device)
-                ours |= per_second(ours, cfg, batch)
-                if "ms" in ours and "ms" in theirs:
-                    ours["times_peer"] = theirs["ms"] / ours["ms"]
-                yield about | dict(token_mixing_struct=name) | ours
+                timed[name] = time_run, variant.run_settings(batch, folder)
+            for name, (measure, *args) in timed.items():
+                row = afresh(measure, cfg, *args)
+                if "ms" in row:
+                    row["tokens_per_s"] = 1e3 / row["ms"] * batch[0] * batch[1] * cfg.block_size
+                if "ms" in row and "ms" in theirs:
+                    row["times_peer"] = theirs["ms"] / row["ms"]
+                theirs = row if name == "peer" else theirs
+                yield dict(d_model=width, batch="x".join(map(str, batch)), token_mixing_struct=name) | row
 
 
 def write_corpus(folder, cfg):
@@ -123,104 +104,83 @@ def write_corpus(folder, cfg):
         writer.finish()
 
 
-def per_second(row, cfg, batch):
-    return dict(tokens_per_s=1e3 / row["ms"] * batch[0] * batch[1] * cfg.block_size) if "ms" in row else {}
-
-
-def time_run(run, cfg, rate):
+def time_run(cfg, run):
     """Times of the step that train.py takes with these settings, and what they are made of."""
-    clear()
     started = Started(train, run, eval_iters=1)
     parts, device = started.parts, started.parts.process.device
-    timed = time_step(started.step, device, cfg.steps, cfg.repeats)
-    kernels = longest(started.step, device, cfg.kernels)
-    flops = 6 * parts.cost.macs * parts.sequences * 1e3 / timed["ms"]
+    row = time_step(started.step, device, cfg.steps, cfg.repeats) | kernels_of(started.step, device, cfg.kernels)
+    flops = 6 * parts.cost.macs * parts.sequences * 1e3 / row["ms"]
     alone = time_step(model_alone(parts), device, cfg.steps, cfg.repeats)
-    peak = peak_flops(device, run.dtype, run.tf32)
-    return dict(
-        timed,
-        TFLOP_per_s=flops / 1e12,
-        mfu=peak and flops / peak,
-        of_matmul=rate and flops / 1e12 / rate,
-        outside_ms=timed["ms"] - alone["ms"],
-        **kernels,
-    )
+    peak, rate = peak_flops(device, run.dtype, run.tf32), matmul_tflops(device)
+    shares = dict(mfu=peak and flops / peak, of_matmul=rate and flops / 1e12 / rate)
+    return dict(row, TFLOP_per_s=flops / 1e12, **shares, outside_ms=row["ms"] - alone["ms"])
 
 
-def longest(step, device, number):
-    """What a row says of the kernels of its step, if `number` of them are asked for."""
+def kernels_of(step, device, number, calls=3):
+    """The longest `number` kernels of a step, (name, ms, launches), and the time of all; on the CPU of operators."""
     if not number:
         return {}
-    found = kernel_times(step, device)
+    kind = "CUDA" if device.type == "cuda" else "CPU"
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profile:
+        for _ in range(calls):
+            step()
+        synchronise(device)
+    spent = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"  # microseconds
+    found = [(e.key, getattr(e, spent) / calls / 1e3, e.count / calls) for e in profile.key_averages()]
+    found = sorted((kernel for kernel in found if kernel[1]), key=lambda kernel: -kernel[1])
     return dict(kernels=found[:number], kernel_ms=sum(ms for _, ms, _ in found))
 
 
 def model_alone(run):
     """The forward and backward passes of a step on inputs that stay, replayed where the run's steps are."""
 
-    def passes(*inputs):
+    def passes(step, *inputs):
         for windows in inputs:
             with run.process.autocast():
                 loss = train.losses(run.network, windows)["train/loss"]
             run.optimizer.backward(loss / len(inputs))
         run.optimizer.adamw.zero_grad(set_to_none=True)
 
-    inputs = run.windows.at(0).unbind()
-    return partial(StaticStep(passes, run.process.device) if run.process.records else passes, *inputs)
+    return partial(run.process.captured(passes), 0, *run.windows.at(0).unbind())
 
 
 def load_peer(folder):
     """nanoGPT's model.py as a module, under a name of its own."""
     path = Path(folder) / "model.py"
-    if not path.is_file():
-        raise BadInput(f"peer is {folder}, where there is no model.py; give a checkout of nanoGPT")
     spec = importlib.util.spec_from_file_location("peer_model", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where its dataclasses look for it
     try:
         spec.loader.exec_module(module)
+        return module.GPT, module.GPTConfig
     except Exception as error:
-        raise BadInput(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
-    for name in ("GPT", "GPTConfig"):
-        if not hasattr(module, name):
-            raise BadInput(f"{path} has no {name}; give a checkout of nanoGPT")
-    return module
+        why = f"{type(error).__name__}: {error}"
+        raise BadInput(f"peer is {folder}, whose model.py is no nanoGPT's ({why}); give a checkout of it") from None
 
 
-def time_peer(module, cfg, device, width, batch, path):
-    clear()
-    step = peer_step(module, cfg, device, width, batch, path)
-    return time_step(step, device, cfg.steps, cfg.repeats) | longest(step, device, cfg.kernels)
-
-
-def peer_step(module, cfg, device, width, batch, path):
-    """A step as nanoGPT's train.py takes it: its optimizer, the next batch asked for before the backward pass."""
+def time_peer(cfg, peer, device, width, batch, path):
+    """Times of a step as nanoGPT's train.py takes it: its optimizer, the next batch asked for before the backward."""
     allow_tf32(cfg.tf32)
     torch.manual_seed(cfg.seed)
+    GPT, GPTConfig = peer
     n_head = replace(cfg, d_model=width).heads()
     sizes = dict(n_layer=cfg.n_layer, n_head=n_head, n_embd=width, block_size=cfg.block_size)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its number of parameters
-        model = module.GPT(module.GPTConfig(**sizes, vocab_size=CHARACTERS["vocab_size"], dropout=0.0, bias=False))
-        model.to(device)
+        model = GPT(GPTConfig(**sizes, vocab_size=CHARACTERS["vocab_size"], dropout=0.0, bias=False)).to(device)
         optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device.type)
-    scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")
     network = torch.compile(model) if cfg.compile else model
     size, micro_batches = batch
     following = peer_batch(path, size, cfg.block_size, device)
 
-    def step():
+    def losses():
         nonlocal following
         for _ in range(micro_batches):
             with autocast(device, cfg.dtype):
                 loss = network(*following)[1] / micro_batches
             following = peer_batch(path, size, cfg.block_size, device)
-            scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+            yield loss
 
-    return step
+    step = plain_step(losses, model, optimizer, device, cfg.dtype, grad_clip=1.0)
+    return time_step(step, device, cfg.steps, cfg.repeats) | kernels_of(step, device, cfg.kernels)
 
 
 def peer_batch(path, size, length, device):

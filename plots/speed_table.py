@@ -104,6 +104,10 @@ def icl(record):
     table = [["attention", "steps/s", "our plain loop", "times that", "the original's loop", "times that"]]
     rows = {(row["token_mixing_struct"], row["loop"]): row["steps_per_s"] for row in record["rows"]}
     for structure, theirs in ORIGINAL.items():
+        for loop in ("train_ICL", "reference"):
+            if (structure, loop) not in rows:
+                how = "make one that has it with: python bench.py icl --sizes=16x128 --out=FILE"
+                raise BadInput(f"the record of bench.py icl has no row {structure} {loop}; {how}")
         ours, plain = rows[structure, "train_ICL"], rows[structure, "reference"]
         numbers = [f"{number:.0f}" for number in (ours, plain, ours / plain, theirs, ours / theirs)]
         table.append([STRUCTURES[structure][0], *numbers])

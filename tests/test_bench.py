@@ -2,8 +2,10 @@
 
 import json
 import math
-from dataclasses import replace
+import sys
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import bench
 import structured.cache
 import train_ICL
 from benchmarks import attention, decode, icl, measure, step
+from plots import speed_table
 from training.capture import WARM_UP, StaticStep
 from training.configurator import configure
 from training.errors import BadInput
@@ -46,7 +49,8 @@ def printed_and_saved(argv, columns, path, capsys):
     saved = json.loads(path.read_text())
     for key in ("device", "torch", "dtype", "seed"):
         assert f"{key} {saved[key]}" in lines[0]
-    assert lines[3:] == [measure.line(row, columns) for row in saved["rows"]]
+    assert lines[1].startswith(f"python bench.py {argv[0]} --")
+    assert lines[3:] == [bench.line(row, columns) for row in saved["rows"]]
     return saved["rows"], status
 
 
@@ -63,7 +67,7 @@ def without_times(row):
 def test_attention(attention_rows):
     rows, status = attention_rows()
     assert status == 0
-    cases = [(case.structure, case.backend) for case in attention.CASES if not case.cuda]
+    cases = [case for case in attention.CASES if not attention.ON_CUDA_ONLY & {*case}]
     names = [(row["T"], (row["structure"], row["backend"])) for row in rows]
     assert names == [(T, case) for T in (16, 21) for case in cases]
     for row in rows:
@@ -80,9 +84,8 @@ def test_attention(attention_rows):
 def test_only_the_structures_asked_for_beside_sdpa_and_no_large_matrices(attention_rows):
     rows, _ = attention_rows("--structures=MLR", "--dense_up_to=16")
     assert {row["structure"] for row in rows} == {"SDPA", "MLR"}
-    dense = {(case.structure, case.backend) for case in attention.CASES if case.dense}
     for row in rows:
-        left_out = row["T"] == 21 and (row["structure"], row["backend"]) in dense
+        left_out = row["T"] == 21 and row["backend"] in ("math", "dense")
         assert without_times(row) == left_out
         assert not left_out or "dense_up_to" in row["note"]
 
@@ -141,25 +144,22 @@ def test_a_function_that_cannot_run_has_a_note_and_no_times(error, note, want, a
 
 def replace_case(monkeypatch, structure, backend, change):
     """Put change(run) in place of the function of one row."""
-    changed = [
-        replace(case, run=change(case.run)) if (case.structure, case.backend) == (structure, backend) else case
-        for case in attention.CASES
-    ]
-    assert changed != attention.CASES
-    monkeypatch.setattr(attention, "CASES", changed)
+    run, definition = attention.CASES[structure, backend]
+    monkeypatch.setitem(attention.CASES, (structure, backend), (change(run), definition))
 
 
 def test_the_check_keeps_what_is_special_about_a_length():
-    cfg = configure(attention.AttentionSettings, ["--check_up_to=256"])
+    cfg = configure(attention.Settings, ["--check_up_to=256"])
     assert attention.keywords(cfg, 1000)["MLR"]["block_sizes"] == (1024, 512, 256, 128, 64, 32, 16, 8)
     assert attention.keywords(cfg, 3)["MLR"]["block_sizes"][-1] == 1
     for T, short in ((1000, 232), (1024, 256), (200, 200)):
-        trials = attention.make_trials(cfg, torch.device("cpu"), T, "MLR")
-        assert {trial.inputs[0].shape for trial in trials} == {(2, 2, short, 64)}
-        blocks = {trial.options["block_sizes"] for trial in trials}
+        checks = attention.make_checks(cfg, torch.device("cpu"), T, "MLR")
+        given = [errors.args[:2] for _, errors, _ in checks]
+        assert {inputs[0].shape for inputs, _ in given} == {(2, 2, short, 64)}
+        blocks = {options["block_sizes"] for _, options in given}
         assert blocks == {attention.keywords(cfg, length)["MLR"]["block_sizes"] for length in (T, short)}
-        assert len(trials) == len(blocks) * len(attention.FACTORS)
-        assert {trial.inputs[0].transpose(1, 2).is_contiguous() for trial in trials} == {True}
+        assert len(checks) == len(blocks) * len(attention.FACTORS)
+        assert {inputs[0].transpose(1, 2).is_contiguous() for inputs, _ in given} == {True}
 
 
 def test_decode(tmp_path, capsys):
@@ -192,6 +192,62 @@ def test_decode(tmp_path, capsys):
         assert all(r["key_MiB"] < row["key_MiB"] and r["value_MiB"] < row["value_MiB"] for r in shorter)
 
 
+def test_a_timing_of_steps_ends_at_its_position(monkeypatch):
+    """Every time from the same token on, so that a recorded graph of the steps can be replayed."""
+    layer, seen = SimpleNamespace(count=99, at=torch.tensor([99])), []
+
+    def model(token, cache):
+        seen.append(layer.count)
+        layer.count += 1
+        layer.at += 1
+
+    monkeypatch.setattr(decode, "median_ms", lambda run, device, repeats: [run(), 24.0][1])
+    cfg = configure(decode.Settings, ["--steps=3"])
+    for position, taken in ((20, [18, 19, 20]), (2, [1, 2]), (1, [1])):
+        seen.clear()
+        ms = decode.step_ms(cfg, model, SimpleNamespace(layers=[layer]), position, torch.device("cpu"))
+        assert ms == 24 / len(taken)
+        assert seen == taken * (len(seen) // len(taken))
+        assert layer.count == position + 1 == layer.at.item() + 1
+
+
+def test_times_on_a_gpu_are_tritons(monkeypatch):
+    asked, found = [], iter([5.0, 1.0, 2.0])
+
+    def do_bench(run, *, rep, return_mode):
+        asked.append((run(), rep, return_mode))
+        return next(found)
+
+    monkeypatch.setitem(sys.modules, "triton.testing", SimpleNamespace(do_bench=do_bench))
+    assert measure.median_ms(lambda: "ran", torch.device("cuda"), repeats=3) == 2
+    assert asked == [("ran", measure.LEAST_MS, "median")] * 3
+
+
+def test_times_on_the_cpu_are_a_call_s_milliseconds_with_all_threads(monkeypatch):
+    threads = []
+
+    def run():
+        threads.append(torch.get_num_threads())
+        time.sleep(0.02)
+
+    cpu, most = torch.device("cpu"), torch.get_num_threads()
+    assert 20 <= measure.median_ms(run, cpu, repeats=1) < 200
+    assert 20 <= measure.time_step(run, cpu, steps=2, repeats=1)["ms"] < 200
+    assert set(threads) == {most}
+
+
+def test_the_timers_wait_for_the_card_asked_for(monkeypatch, capsys):
+    """They synchronise the current device alone."""
+    seen = []
+    monkeypatch.setattr(bench, "pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    for name in ("cuda:1", "cuda:0", "cuda", "cpu"):
+        with pytest.raises(SystemExit):
+            bench.main(["attention", f"--device={name}", "--lengths=0"])
+    assert seen == [torch.device("cuda:1")]
+    assert "lengths is '0'" in capsys.readouterr().err
+
+
 def test_a_wrong_cache_is_not_timed(tmp_path, capsys, monkeypatch):
     right = structured.cache.row_scores
     monkeypatch.setattr(structured.cache, "row_scores", lambda q, k, scale: right(q, k, 1.01 * scale))
@@ -215,7 +271,7 @@ def test_the_peak_is_that_of_one_call_after_the_warm_up(monkeypatch):
     timed = measure.time_step(lambda: calls.append(0), torch.device("cpu"), steps=5, repeats=2)
     assert timed["peak_MiB"] == 7.0
     assert seen == [WARM_UP, WARM_UP + 1]
-    assert len(calls) == WARM_UP + 1 + 2 * 5
+    assert len(calls) == WARM_UP + 1 + 2 * (2 + 5)  # torch.utils.benchmark calls twice before a timing
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -253,13 +309,13 @@ def test_step(tmp_path, capsys):
 
 def test_step_times_the_step_of_train(tmp_path):
     """Every structure's settings reach train.py, which writes nothing."""
-    cfg = configure(step.StepSettings, [*STEP[1:], "--sliding_block_size=7"])
+    cfg = configure(step.Settings, [*STEP[1:], "--sliding_block_size=7"])
     step.write_corpus(tmp_path / "corpus", cfg)
     for name, variant in cfg.variants(d_model=32).items():
         run = variant.run_settings((2, 3), str(tmp_path))
         assert (run.token_mixing_struct, run.d_model, run.sliding_block_size) == (name, 32, 7)
         assert (run.batch_size, run.gradient_accumulation_steps, run.seed) == (2, 3, cfg.seed)
-    assert step.time_run(run, cfg, rate=None)["ms"] > 0
+    assert step.time_run(cfg, run)["ms"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
@@ -316,7 +372,7 @@ def test_the_kernels_of_a_step(tmp_path, capsys):
         for _ in range(6):
             a @ a
 
-    found = measure.kernel_times(work, torch.device("cpu"), calls=2)
+    found = step.kernels_of(work, torch.device("cpu"), 100, calls=2)["kernels"]
     assert [ms for _, ms, _ in found] == sorted((ms for _, ms, _ in found), reverse=True)
     assert {name: launches for name, _, launches in found}["aten::mm"] == 6
     (tmp_path / "model.py").write_text(PEER)
@@ -343,8 +399,8 @@ def test_a_peer_that_fails_costs_no_other_row(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [(None, "where there is no model.py; give a checkout of nanoGPT"), ("GPT = 1", "model.py has no GPTConfig"),
-     ("import no_such_package", "cannot be imported: ModuleNotFoundError"), ("class", "SyntaxError")],
+    [(None, "FileNotFoundError"), ("GPT = 1", "no attribute 'GPTConfig'"),
+     ("import no_such_package", "ModuleNotFoundError"), ("class", "SyntaxError")],
 )  # fmt: skip
 def test_a_folder_that_is_no_peer(source, said, tmp_path, capsys):
     if source:
@@ -353,6 +409,7 @@ def test_a_folder_that_is_no_peer(source, said, tmp_path, capsys):
         bench.main([*STEP, f"--peer={tmp_path}"])
     assert end.value.code == 2
     assert said in (printed := capsys.readouterr()).err
+    assert "give a checkout" in printed.err
     assert printed.out == ""
 
 
@@ -367,11 +424,22 @@ def test_icl(tmp_path, capsys):
         assert plain["token_mixing_struct"] == ours["token_mixing_struct"]
 
 
+def test_several_runs_in_a_process_count_all_their_steps(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(icl, "time_step", lambda step, *args: dict(ms=[step(), 6.0][1], peak_MiB=None))
+    argv = [*ICL, "--sizes=4x16", "--token_mixing_struct=low_rank", "--together=3"]
+    rows, status = printed_and_saved(argv, icl.COLUMNS, tmp_path / "rows.json", capsys)
+    assert status == 0
+    assert [row["loop"] for row in rows] == ["reference", "train_ICL", "3 at once"]
+    assert [row["ms"] for row in rows] == [6, 6, 2]
+    assert [row["steps_per_s"] for row in rows] == pytest.approx([1e3 / 6, 1e3 / 6, 500])
+    assert [row.get("times_reference") for row in rows] == [None, 1, 3]
+
+
 @pytest.mark.parametrize("name", icl.STRUCTURES)
-def test_icls_reference_computes_the_same(name, tmp_path):
+def test_icls_reference_computes_the_same(name):
     """The model with dense scores, and the prompts: predicting zero costs 1."""
-    cfg = configure(icl.IclSettings, ICL[1:])
-    run = cfg.run_settings(4, 16, name, str(tmp_path / "run"))
+    cfg = configure(icl.Settings, ICL[1:])
+    run = cfg.run_settings(4, 16, name)
     parts = measure.Started(train_ICL, run, eval_prompts=1).parts
     torch.nn.init.normal_(parts.model.read_out.weight)
     given = parts.layout, *parts.prompts.at(0)
@@ -384,14 +452,27 @@ def test_icls_reference_computes_the_same(name, tmp_path):
     x, y = icl.draw_one_by_one(run)
     assert x.shape == (4000, 8, 4)
     assert y.square().mean().item() == pytest.approx(1, abs=0.1)
-    assert not (tmp_path / "run").exists()
+
+
+def test_a_record_that_was_cut_short_makes_no_table(tmp_path, capsys):
+    rows = [dict(token_mixing_struct=name, loop="train_ICL", steps_per_s=1.0) for name in icl.STRUCTURES]
+    path = tmp_path / "icl.json"
+    path.write_text(json.dumps(dict(command="icl", device="GPU", torch="2.13.0", dtype="float32", rows=rows)))
+    with pytest.raises(SystemExit) as end:
+        speed_table.main([str(path)])
+    assert end.value.code == 2
+    printed, said = capsys.readouterr()
+    assert "has no row low_rank reference; make one that has it with: python bench.py icl" in said
+    assert said.count("\n") == 1
+    assert printed == ""
 
 
 @pytest.mark.parametrize(
     "argv",
     [[], ["steps"], [*ATTENTION, "--lengths=0"], [*ATTENTION, "--d_head=9"], [*ATTENTION, "--repeats=0"],
      [*ATTENTION, "--lenghts=8"], [*ATTENTION, "--structures=mlr"], [*ATTENTION, "--seed=-2"],
-     [*DECODE, "--lengths=18"], [*DECODE, "--lengths=1"], [*DECODE, "--token_mixing_struct=mlr"],
+     [*DECODE, "--lengths=18"], [*DECODE, "--lengths=1"], [*DECODE, "--n_layer=0"],
+     [*DECODE, "--token_mixing_struct=mlr"],
      [*ICL, "--sizes=16"], [*ICL, "--sizes=0x16"], [*ICL, "--sizes=4x15"], [*ICL, "--token_mixing_struct=mlr"],
      [*ICL, "--steps=0"], [*ICL, "--cuda_graph=maybe"], [*STEP, "--d_model=20"], [*STEP, "--out=no/such/folder.json"],
      [*STEP, "--batches=8"], [*STEP, "--batches=0x1"], [*STEP, "--widths=a"], [*STEP, "--steps=0"],
