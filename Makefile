@@ -5,13 +5,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test figures tables docs lint interpreter chronos clean
+.PHONY: demo test robustness figures tables docs lint interpreter chronos clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# the long form of tests/test_robustness.py: kills, signals, double starts, damage, and bad inputs, counted; ten minutes
+robustness: .venv/ready
+	$(BIN)/python tests/robustness.py
 
 # every picture of results/, each also by its name: make results/lm_scaling.png
 FIGURES := $(addprefix results/,$(addsuffix .png,recall language_modeling icl_examples lm_scaling lm_curves lm_levels \

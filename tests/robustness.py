@@ -166,7 +166,8 @@ def damaged(content, draw):
     """Bytes of a record with something done to them."""
     start = draw.randrange(len(content))
     end = min(len(content), start + draw.randrange(1, 60))
-    between = [b"", bytes(draw.randrange(256) for _ in range(end - start)), b"null", b"[]", b"\n", b'"x"', b"1e999", b"-1"]
+    noise = bytes(draw.randrange(256) for _ in range(end - start))
+    between = [b"", noise, b"null", b"[]", b"\n", b'"x"', b"1e999", b"-1"]
     whole = [b"", b"null", b"[]", b"{}", b"3", b'{"settings": 3}', b"\xff\xfe", content[:start]]
     if draw.random() < 0.3:
         return draw.choice(whole)
