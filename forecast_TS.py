@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from data.ett import COLUMNS
-from plots.ts_kinds import name
+from forecasters import name_of
 from train_TS import Settings as TrainSettings
 from train_TS import Windows
 from training.checkpoint import load_run, load_weights
@@ -88,7 +88,7 @@ def load_all(folders, data_dir=""):
                 raise BadInput(f"{runs[0].folder} has {key} = {a}, {other.folder} has {b}; one picture takes one")
         if other.data.first["test"] != runs[0].data.first["test"]:
             raise BadInput(f"the test windows of {runs[0].folder} and {other.folder} differ: look_back is too long")
-    names = [name(vars(run.settings)) for run in runs]
+    names = [name_of(vars(run.settings)) for run in runs]
     for run, words in zip(runs, names, strict=True):
         run.label = words if names.count(words) == 1 else f"{words} ({Path(run.folder).name})"
     return runs

@@ -9,11 +9,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import Compute, Head
-from structured import BadInput
+from structured import STRUCTURES, BadInput
 from structured.layers import Linear
 
 PATCH, STRIDE = 16, 8  # steps of a patch, and from one to the next (PatchTST)
 AVERAGE = 25  # steps of the moving average that is DLinear's trend
+TRAINED = ("encoder", "patch", "dlinear")
+RULES = {"repeat_last": "last step", "seasonal_naive": "last day"}  # what is repeated
+
+
+def name_of(settings):
+    """The words for the forecaster of a run's settings (a dict), and for what it reads."""
+    forecaster, structure = settings["forecaster"], STRUCTURES[settings["token_mixing_struct"]].label
+    if forecaster in RULES:
+        return f"{RULES[forecaster]} repeated"
+    words = dict(encoder=structure, patch=f"patches, {structure}", dlinear="DLinear")
+    return f"{words[forecaster]}, L = {settings['look_back']}"
 
 
 def number_of_patches(look_back):

@@ -16,7 +16,16 @@ from typing import ClassVar
 import numpy as np
 
 from data.ett.windows import ALONE, Windows
-from forecasters import DLinear, InstanceNorm, PatchForecaster, number_of_patches, repeat_last, seasonal_naive
+from forecasters import (
+    RULES,
+    TRAINED,
+    DLinear,
+    InstanceNorm,
+    PatchForecaster,
+    number_of_patches,
+    repeat_last,
+    seasonal_naive,
+)
 from model import Compute, Forecaster
 from structured import default_block_sizes
 from training.configurator import configure, parse_list, setting
@@ -31,7 +40,6 @@ from training.schedule import lr_factor
 from training.settings import RunSettings, StructureSettings
 from training.signals import say
 
-TRAINED, RULES = ("encoder", "patch", "dlinear"), ("repeat_last", "seasonal_naive")
 SCHEDULES = {  # share of the peak rate in epoch 0, 1, ..; the names are those of DLinear's and PatchTST's code
     "constant": lambda epoch: 1.0,
     "type1": lambda epoch: 0.5 ** max(0, epoch - 1),

@@ -7,6 +7,7 @@ have the lowest on average. Test errors have no say.
 import dataclasses
 from dataclasses import dataclass, field
 
+from forecasters import RULES, TRAINED, name_of
 from plots.names import IGNORED, SHORT, STRUCTURES
 from plots.records import check_finished, check_once, check_same, differing, grouped, select
 from plots.style import structure_style
@@ -15,7 +16,6 @@ from training.settings import StructureSettings
 
 CHRONOS = "train_chronos.py"
 DLINEAR = dict(color="#7B3294", marker="p", markersize=5, markeredgecolor="white", markeredgewidth=0.4)
-RULES = {"repeat_last": "last step", "seasonal_naive": "last day"}  # what is repeated
 ITERATIONS = (200, 1_000)  # of the paper's grid
 TUNED = ("init_lr", "max_iters")  # chosen at each horizon, by validation
 MODEL = {f.name for f in dataclasses.fields(StructureSettings)}  # what DLinear and the rules do not read
@@ -68,7 +68,7 @@ class Kind:
 
     @property
     def label(self):
-        return name(self.settings) + self.variant
+        return name_of(self.settings) + self.variant
 
     @property
     def structure(self):
@@ -89,15 +89,6 @@ def is_rule(settings):
     return settings["forecaster"] in RULES
 
 
-def name(settings):
-    """The words for a forecaster and what it reads."""
-    forecaster, structure = settings["forecaster"], STRUCTURES[settings["token_mixing_struct"]][0]
-    if forecaster in RULES:
-        return f"{RULES[forecaster]} repeated"
-    words = dict(encoder=structure, patch=f"patches, {structure}", dlinear="DLinear")
-    return f"{words[forecaster]}, L = {settings['look_back']}"
-
-
 def look(settings):
     """Colour and marker: those of the structure where a trained forecaster has one."""
     return DLINEAR if settings["forecaster"] == "dlinear" else structure_style(settings["token_mixing_struct"])
@@ -105,7 +96,7 @@ def look(settings):
 
 def order(settings):
     """Encoders first, then by structure and look_back."""
-    forecasters = ["encoder", "patch", "dlinear", *RULES]
+    forecasters = [*TRAINED, *RULES]
     place = list(STRUCTURES).index(settings["token_mixing_struct"])
     return forecasters.index(settings["forecaster"]), place, settings["look_back"]
 
@@ -134,7 +125,7 @@ def kinds_of(runs):
     """
     check_same(runs, ("dataset", "features"))
     kinds, runs = [], sorted(runs, key=lambda run: (order(run.settings), run.settings["horizon"], run.settings["seed"]))
-    for line in grouped(runs, lambda run: name(run.settings)).values():
+    for line in grouped(runs, lambda run: name_of(run.settings)).values():
         if is_rule(line[0].settings):
             line = [same[0] for same in by_horizon(line).values()]
         names = [key for same in by_horizon(line).values() for key in differing([relevant(run) for run in same])]

@@ -18,9 +18,10 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from forecasters import name_of
 from plots.records import arguments, group
 from plots.tables import show
-from plots.ts_kinds import ITERATIONS, is_rule, kinds_of, name, order, published, read_both
+from plots.ts_kinds import ITERATIONS, is_rule, kinds_of, order, published, read_both
 from plots.ts_pairs import CHRONOS_ERRORS, best_line
 from training.errors import command
 
@@ -81,7 +82,7 @@ def paper_grid(runs):
         s, evaluated = run.settings, run.evaluated.get("val/mse", {})
         for n in ITERATIONS if s["forecaster"] == "encoder" else ():
             if n in evaluated and n <= s["max_iters"]:
-                key = dict(zip(about, (name(s), s["init_lr"], n, s["horizon"]), strict=True))
+                key = dict(zip(about, (name_of(s), s["init_lr"], n, s["horizon"]), strict=True))
                 lines.append(key | dict(seed=s["seed"]) | evaluated[n])
     if len({(line["rate"], line["iterations"]) for line in lines}) < 2:
         return []

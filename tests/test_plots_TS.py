@@ -86,8 +86,7 @@ def write_pairs(folder):
     return errors
 
 
-def test_names_are_those_of_the_scripts():
-    assert tuple(ts_kinds.RULES) == train_TS.RULES
+def test_the_iterations_are_those_of_the_grid():
     assert ts_kinds.ITERATIONS == sweep.ITERATIONS
 
 
