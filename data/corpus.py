@@ -280,8 +280,8 @@ def load_corpus(folder, block_size, vocab_size=None):
     """Open a prepared corpus, checked before training rather than hours into it.
 
     `vocab_size`: of the model, where it is not the corpus's own (GPT-2's 50257 is often padded to 50304). BadInput for
-    files missing, empty or of another length than meta.json says; fewer than block_size + 1 tokens in a split; a token
-    id outside either vocabulary; a meta.json that is damaged or names an unknown dtype or tokenizer.
+    files missing, empty or of another length or other contents than meta.json says; fewer than block_size + 1 tokens in
+    a split; a token id outside either vocabulary; a meta.json that is damaged or names an unknown dtype or tokenizer.
     """
     meta = read_meta(folder)
     encode, decode = codec(meta)
@@ -293,7 +293,9 @@ def load_corpus(folder, block_size, vocab_size=None):
                 f"{Path(folder) / split}.bin has {len(ids):,} tokens; block_size {block_size} needs at least "
                 f"{block_size + 1}: choose a smaller block_size or a larger corpus"
             )
-        _check_ids(ids, limit, Path(folder) / f"{split}.bin")
+        if limit < meta["vocab_size"]:
+            _check_ids(ids, limit, Path(folder) / f"{split}.bin")
+    _verify(Path(folder), splits, meta)
     return Corpus(**splits, vocab_size=vocab_size or meta["vocab_size"], meta=meta, encode=encode, decode=decode)
 
 
@@ -387,6 +389,32 @@ def _open_split(folder, split, meta):
             f"bytes; {_how_to_make(folder)}"
         )
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _verify(folder, splits, meta):
+    """BadInput if a split has an id outside the vocabulary or is not what its hash in meta.json was made of.
+
+    Both read the whole file, a second or two a GB, so verified.json beside it notes what was found good: a later start
+    reads a file again only if its size, its times or its hash in meta.json have changed.
+    """
+    note, hashes = folder / "verified.json", meta.get("sha256") or {}
+    try:
+        known = json.loads(note.read_text())
+    except (OSError, ValueError):
+        known = None
+    found = {}
+    for split, ids in splits.items():
+        path = folder / f"{split}.bin"
+        about = path.stat()
+        found[split] = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, hashes.get(split), meta["vocab_size"]]
+        if isinstance(known, dict) and known.get(split) == found[split]:
+            continue
+        _check_ids(ids, meta["vocab_size"], path)
+        if split in hashes and (got := sha256(path)) != hashes[split]:
+            raise BadInput(f"{path} has other contents than meta.json describes (sha256 {got}); {_how_to_make(folder)}")
+    if found != known:
+        with contextlib.suppress(OSError):  # a folder that others own is read at every start
+            write_json(note, found)
 
 
 def _check_ids(ids, limit, path):

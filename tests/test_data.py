@@ -110,7 +110,7 @@ def test_shakespeare_has_nanogpts_counts(tmp_path):
     assert loaded.encode("First") == loaded.train[:5].tolist()
     for split in ("train", "val"):
         assert hashlib.sha256((tmp_path / f"{split}.bin").read_bytes()).hexdigest() == loaded.meta["sha256"][split]
-    assert sorted(contents(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
+    assert sorted(contents(tmp_path)) == ["meta.json", "train.bin", "val.bin", "verified.json"]
 
 
 def test_shakespeare_in_gpt2_tokens_is_the_same_text(tmp_path, monkeypatch, text_file):
@@ -622,6 +622,46 @@ def test_ids_beyond_the_models_vocabulary_are_found_anywhere(folder, monkeypatch
     ids.tofile(folder / "train.bin")
     with pytest.raises(BadInput, match="token 901 is 99"):
         load_corpus(folder, block_size=8)
+
+
+def other_bytes(path):
+    """The same number of ids of the vocabulary, one of them another."""
+    ids = np.fromfile(path, np.uint8)
+    ids[5] = (ids[5] + 1) % 96
+    ids.tofile(path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_other_bytes_of_the_same_length_are_noticed(folder, split, loaded):
+    if loaded:
+        load_corpus(folder, block_size=8)
+    other_bytes(folder / f"{split}.bin")
+    for _ in range(2):
+        with pytest.raises(BadInput, match=f"{split}.bin has other contents than meta.json describes"):
+            load_corpus(folder, block_size=8)
+
+
+def test_a_corpus_is_read_once(folder, monkeypatch):
+    """Until one of its files, or its hash, is another; also where the note is damaged, or cannot be written."""
+    read, digest = [], corpus.sha256
+    monkeypatch.setattr(corpus, "sha256", lambda path: read.append(path.stem) or digest(path))
+
+    def reads():
+        read.clear()
+        load_corpus(folder, block_size=8)
+        return read
+
+    assert reads() == ["train", "val"]
+    assert reads() == []
+    (folder / "train.bin").touch()
+    assert reads() == ["train"]
+    (folder / "verified.json").write_text("[3")
+    assert reads() == ["train", "val"]
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "write_json", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+        (folder / "val.bin").touch()
+        assert reads() == reads() == ["val"]
 
 
 @pytest.mark.parametrize("name", ["shakespeare_char", "pydocs", "openwebtext", "openwebtext_small"])
