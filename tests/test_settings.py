@@ -490,6 +490,13 @@ def test_bad_checkpoints(damage, init_from, script, run_of, refused):
     assert str(out_dir / "ckpt.pt") in message
     for word in words:
         assert word in message
+    if "read as" in message or "not a checkpoint" in message:
+        assert message.endswith("; begin again with --init_from=scratch --overwrite=True")
+
+
+def test_a_run_that_is_to_be_evaluated_is_resumed(run_of, refused):
+    message = refused("train.py", out_dir=run_of("train.py"), eval_only=True)
+    assert message.endswith("holds a run already; evaluate it by --init_from=resume")
 
 
 @pytest.mark.parametrize(

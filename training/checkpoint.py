@@ -35,7 +35,7 @@ def load_checkpoint(path, map_location="cpu"):
         why = f"({type(error).__name__}): truncated or of another kind"
         raise BadInput(f"{path} cannot be read as a checkpoint {why}") from None
     if damaged:
-        raise BadInput(f"{path} is damaged: its part {damaged} is not what was written; take a copy, or start again")
+        raise BadInput(f"{path} is damaged: its part {damaged} is not what was written")
     if not isinstance(state, dict) or not {"settings", "step", "model"} <= state.keys():
         raise BadInput(f"{path} is not a checkpoint of this project: it has no settings, step and model")
     return state

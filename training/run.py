@@ -57,6 +57,8 @@ class Run:
         if cfg.init_from == "scratch" or (cfg.init_from == "auto" and not path.exists()):
             holds_run = (self.folder / "run.json").exists() or path.exists()
             if cfg.init_from == "scratch" and holds_run and not cfg.overwrite:
+                if getattr(cfg, "eval_only", False):
+                    raise BadInput(f"{self.folder} holds a run already; evaluate it by --init_from=resume")
                 raise BadInput(
                     f"{self.folder} holds a run already; go on with it by --init_from=resume, replace it by "
                     "--overwrite=True, or choose another --out_dir; --own_folder=True makes one in it for each run"
@@ -69,7 +71,10 @@ class Run:
             return None
         if not path.exists():
             raise BadInput(f"no checkpoint {path} to resume from; begin with --init_from=scratch, or auto")
-        saved = load_checkpoint(path)
+        try:
+            saved = load_checkpoint(path)
+        except BadInput as error:
+            raise BadInput(f"{error}; begin again with --init_from=scratch --overwrite=True") from None
         self._refuse_other(saved["settings"], path)
         self.earlier_metrics = read_metrics(self.folder)  # a damaged line is refused before anything is written
         return saved
