@@ -13,7 +13,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest
 
-# the long form of tests/test_robustness.py: kills, signals, double starts, damage, and bad inputs, counted; ten minutes
+# the long form of tests/test_robustness.py: kills, signals, double starts, damage and bad inputs, counted; a quarter of an hour
 robustness: .venv/ready
 	$(BIN)/python tests/robustness.py
 

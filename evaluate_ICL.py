@@ -21,9 +21,10 @@ from data.icl_regression.shifts import SHIFTS, check_shift, shifted_prompts
 from model import InContextRegressor
 from train_ICL import Settings as TrainSettings
 from training import devices
-from training.checkpoint import load_run, load_weights
+from training.checkpoint import load_run, load_weights, reading
 from training.configurator import configure, parse_list, require_at_least, setting
 from training.errors import BadInput, command
+from training.files import check_output
 
 LOW_RANK = 1e-6  # singular values below this part of the largest are rounding errors of float32 inputs
 
@@ -73,10 +74,11 @@ def powers_of_two(most):
 def load_model(out_dir, device="cpu", which="last"):
     """(model in evaluation mode, settings it was trained with, steps it was trained for) of a run of train_ICL.py."""
     saved, path = load_run(out_dir, "train_ICL.py", "training_task", which)
-    trained = TrainSettings(**saved["settings"])
-    model_cfg, layout = trained.model_config(block_size=trained.tokens), trained.layout
-    model = InContextRegressor(model_cfg, trained.n_dims, layout.extra_inputs, layout.predicting).to(device)
-    load_weights(model, saved["model"], path)
+    with reading(path):
+        trained = TrainSettings(**saved["settings"])
+        model_cfg, layout = trained.model_config(block_size=trained.tokens), trained.layout
+        model = InContextRegressor(model_cfg, trained.n_dims, layout.extra_inputs, layout.predicting).to(device)
+        load_weights(model, saved["model"], path)
     return model.eval(), trained, saved["step"]
 
 
@@ -113,8 +115,8 @@ def main(argv=None):
     devices.allow_tf32(False)
     model, trained, step = load_model(cfg.out_dir, device, cfg.checkpoint)
     plan = cfg.plan(trained)
-    if cfg.out and not Path(cfg.out).parent.is_dir():
-        raise BadInput(f"no folder {Path(cfg.out).parent} to write {Path(cfg.out).name} into")
+    if cfg.out:
+        check_output(cfg.out)
     kind = f"{trained.token_mixing_struct}, {trained.training_task}, n_dims {trained.n_dims}"
     print(f"{cfg.out_dir} after {step:,} steps: {kind}; {cfg.prompts:,} prompts on {devices.device_name(device)}")
     methods, found = ("model", *BASELINES), {}

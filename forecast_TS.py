@@ -17,10 +17,10 @@ from data.ett import COLUMNS
 from forecasters import name_of
 from train_TS import Settings as TrainSettings
 from train_TS import Windows
-from training.checkpoint import load_run, load_weights
+from training.checkpoint import load_run, load_weights, reading
 from training.configurator import configure, parse_list, setting
 from training.errors import BadInput, command
-from training.files import replacing
+from training.files import check_output, replacing
 
 SAME = ("dataset", "horizon")  # what runs in one file share
 LOOK = ("forecaster", "token_mixing_struct")  # what a line's colour says
@@ -68,13 +68,14 @@ def load_trained(folder, data_dir=""):
     saved, path = load_run(folder, "train_TS.py", "forecaster")
     if not saved.get("best_model"):
         raise BadInput(f"{path} was written before the first evaluation; go on with --init_from=resume")
-    settings = TrainSettings(**saved["settings"])
-    settings = replace(settings, data_dir=data_dir or settings.data_dir)
-    data = Windows(settings)
-    if data.sha256 != saved["sha256"]:
-        raise BadInput(f"{settings.data_dir}/{settings.dataset} is not the series that {folder} was trained on")
-    model = settings.build(data.channels)
-    load_weights(model, saved["best_model"], path)
+    with reading(path):
+        settings = TrainSettings(**saved["settings"])
+        settings = replace(settings, data_dir=data_dir or settings.data_dir)
+        data = Windows(settings)
+        if data.sha256 != saved["sha256"]:
+            raise BadInput(f"{settings.data_dir}/{settings.dataset} is not the series that {folder} was trained on")
+        model = settings.build(data.channels)
+        load_weights(model, saved["best_model"], path)
     return Trained(folder, settings, model.eval(), data)
 
 
@@ -129,6 +130,7 @@ def rounded(values):
 @command
 def main(argv=None):
     cfg = configure(Settings, argv)
+    check_output(cfg.out)
     windows = parse_list(cfg.windows, "windows")
     runs = load_all(parse_list(cfg.out_dir, "out_dir", str), cfg.data_dir)
     check(runs, windows, cfg.channel)

@@ -17,7 +17,7 @@ from data.corpus import GPT2_VOCAB, codec, gpt2_codec
 from model import GPT
 from train import Settings as TrainSettings
 from training import devices
-from training.checkpoint import load_run, load_weights
+from training.checkpoint import load_run, load_weights, reading
 from training.configurator import configure, require_at_least, setting
 from training.errors import BadInput, command
 from training.pretrained import architecture, load_pretrained
@@ -57,10 +57,11 @@ class Settings:
 def load_model(out_dir, device="cpu", which="auto"):
     """(model in evaluation mode, encode, decode) of a run of train.py; which: as in training.checkpoint.load_run."""
     saved, path = load_run(out_dir, "train.py", "corpus", which)
-    trained = TrainSettings(**saved["settings"])
-    model = GPT(trained.model_config(), len(saved["model"]["wte.weight"]), trained.tie_weights).to(device)
-    load_weights(model, saved["model"], path)
-    return model.eval(), *codec(saved["corpus"])
+    with reading(path):
+        trained = TrainSettings(**saved["settings"])
+        model = GPT(trained.model_config(), len(saved["model"]["wte.weight"]), trained.tie_weights).to(device)
+        load_weights(model, saved["model"], path)
+        return model.eval(), *codec(saved["corpus"])
 
 
 def load_gpt2(name, device="cpu"):

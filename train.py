@@ -18,6 +18,7 @@ import torch
 from data.corpus import find_corpus, load_corpus
 from data.windows import IGNORED, WindowStream, draw_windows, text_windows, to_device
 from model import GPT
+from training.checkpoint import reading
 from training.configurator import configure, setting
 from training.errors import BadInput, command
 from training.loop import Loop, LossMeter, counted
@@ -167,8 +168,11 @@ def training(cfg, **one_of_several):
         state=lambda: dict(corpus=corpus.meta),  # sample.py decodes with it
         always_save=cfg.always_save_checkpoint,
     )  # fmt: skip
-    if run.saved and run.saved["corpus"]["sha256"] != corpus.meta["sha256"]:
-        raise BadInput(f"{folder} is not the corpus that {run.folder} was trained on")
+    if run.saved:
+        with reading(run.folder / "ckpt.pt"):
+            same = run.saved["corpus"]["sha256"] == corpus.meta["sha256"]
+        if not same:
+            raise BadInput(f"{folder} is not the corpus that {run.folder} was trained on")
     if cfg.eval_only:
         print(f"step {loop.step}: {headline(loop.evaluation())[0]}")
         process.world.leave()

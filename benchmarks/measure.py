@@ -11,7 +11,6 @@ import warnings
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from itertools import cycle, islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -23,6 +22,7 @@ from training.capture import WARM_UP
 from training.configurator import parse_list, require_at_least, setting
 from training.devices import DTYPES
 from training.errors import BadInput
+from training.files import check_output
 from training.settings import StructureSettings, foreign
 
 LEAST_MS = 50  # of calls in one timing
@@ -40,8 +40,8 @@ class BenchSettings:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise BadInput(f"no dtype '{self.dtype}', there are {', '.join(DTYPES)}")
-        if self.out and not Path(self.out).parent.is_dir():
-            raise BadInput(f"out is {self.out}, there is no folder {Path(self.out).parent}")
+        if self.out:
+            check_output(self.out)
         require_at_least(self, {f.name: min(f.default, 1) for f in fields(self) if type(f.default) is int})
         if self.seed == -1:
             self.seed = secrets.randbits(31)

@@ -1,6 +1,6 @@
 """What happens to runs that meet kills, signals, double starts, flipped bits, full disks and damaged records: counted.
 
-    python tests/robustness.py          # the long form, some ten minutes: make robustness
+    python tests/robustness.py          # the long form, a quarter of an hour, with bad_inputs.py: make robustness
     python tests/robustness.py 0.05     # a twentieth of it, as tests/test_robustness.py does
 
 Every case is drawn from its number. A case is clean if nothing that was saved is lost, the run that resumes is the
@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import bad_inputs
 import torch
 from runs import TINY_ICL, TINY_LM, assert_equal, assert_same_run, child, flags, write_corpus
 
@@ -32,6 +33,7 @@ from training.errors import BadInput
 from training.signals import STOP_SIGNALS
 
 CASES = dict(kills=200, signals=90, double_starts=20, flipped_bits=40, full_disks=40, damaged_records=60)
+LINE = "{:<16} {:>5} tried {:>5} clean"
 STEPS, PATIENCE = 40, 120  # of a run; seconds that a process may take to end
 OFTEN = dict(max_iters=STEPS, eval_interval=2, log_interval=1, init_from="auto")
 SCRIPTS = {train: dict(TINY_LM, **OFTEN), train_ICL: dict(TINY_ICL, **OFTEN)}
@@ -74,6 +76,7 @@ class Bench:
 def quietly(script, argv, limit=None):
     """Train without output, with files of at most `limit` bytes."""
     sys.stdout = sys.stderr = io.StringIO()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the words of the signals' handler
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     dict(train=train, train_ICL=train_ICL)[script].main(argv)
@@ -211,7 +214,12 @@ def table(share=1.0):
                 found += globals()[kind](bench, random.Random(f"{kind} {number}"))
                 number += 1
             rows.append((kind.replace("_", " "), len(found), sum(found)))
-            print("{:<16} {:>5} tried {:>5} clean".format(*rows[-1]), flush=True)
+            print(LINE.format(*rows[-1]), flush=True)
+        if share == 1:
+            (Path(folder) / "inputs").mkdir()
+            for kind, tried, wrong in bad_inputs.table(Path(folder) / "inputs"):
+                rows.append((f"bad {kind}", tried, tried - len(wrong)))
+                print(LINE.format(*rows[-1]), *map(": ".join, wrong[:5]), sep="\n", flush=True)
     return rows
 
 

@@ -63,6 +63,8 @@ def configure(cls, argv=None):
             raise BadInput(f"{where}: {key} takes a finite number, got {value}")
         if want is int and not -(2**63) <= value < 2**63:
             raise BadInput(f"{where}: {key} takes an integer of 64 bits, got {value}")
+        if want is str and "\0" in value:
+            raise BadInput(f"{where!r}: {key} has a zero byte")
         values[key] = value if want is not str else _at_home(value)
         given[key] = where
 
@@ -107,6 +109,13 @@ def help_text(cls):
     rows = [f"  --{f.name:<{width}}  {types[f.name].__name__:<5}  {f.metadata['help']} [{f.default!r}]" for f in fields]
     heading = "settings, as --key=value or in a config file [default]:"
     return "\n".join([(cls.__doc__ or "").strip(), "", heading, *rows])
+
+
+def require_at_most(settings, most):
+    """Raise BadInput for the first setting above its greatest value; most: {name: value}."""
+    for name, value in most.items():
+        if getattr(settings, name) > value:
+            raise BadInput(f"{name} is {getattr(settings, name)}, it must be at most {value:,}")
 
 
 def require_at_least(settings, least):

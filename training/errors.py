@@ -1,5 +1,6 @@
 """How a command ends when something is wrong: one line on stderr and an exit status, no traceback."""
 
+import errno
 import functools
 import sys
 
@@ -20,8 +21,16 @@ def fail(message, status):
     sys.exit(status)
 
 
+def out_of_memory(error):
+    """Whether the memory of the host or of a GPU was too small; PyTorch has no type of its own for the host's."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator" in str(error)
+
+
 def command(main):
-    """Make `main` the body of a script: bad input ends it with its message and exit status 2, a full disk with 1."""
+    """Make `main` the body of a script: bad input ends it with its message and exit status 2, a full disk
+    or too little memory with 1.
+    """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
@@ -31,5 +40,13 @@ def command(main):
             fail(error, 2)
         except WriteError as error:
             fail(error, 1)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            fail(f"{error.strerror}: {error.filename}", 2)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            fail(f"out of memory ({str(error).partition(chr(10))[0]}); fewer or smaller sizes need less", 1)
 
     return run

@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from training.errors import BadInput
+
 
 @contextlib.contextmanager
 def replacing(path):
@@ -31,3 +33,14 @@ def linked(old, new):
         temporary.unlink(missing_ok=True)
         return False
     return True
+
+
+def check_output(path):
+    """BadInput, before the work, for a file that could not be written after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"'{path}' is a folder; name a file to write")
+    if not path.parent.is_dir():
+        raise BadInput(f"no folder {path.parent} to write {path.name} into")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadInput(f"{path} cannot be written; choose another place")

@@ -20,7 +20,7 @@ from signal import Signals
 import torch
 
 from training import devices
-from training.checkpoint import load_weights
+from training.checkpoint import load_weights, reading
 from training.distributed import held
 from training.errors import BadInput, fail
 from training.signals import StopRequested, say
@@ -82,13 +82,14 @@ class Loop:
         for name in self.state():
             if name not in saved:
                 raise BadInput(f"{path} has no {name}, which a resume needs")
-        own = self.model.state_dict()
-        load_weights(self.model, {name: held(t, like=own.get(name)) for name, t in saved["model"].items()}, path)
-        self.optimizer.restore(saved["optimizer"])
-        self.optimizer.scaler.load_state_dict(saved["scaler"])
-        self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
-        self.clock.seconds, self.evaluated = saved["seconds"], saved["evaluated"]
-        self.meter.restore(saved["meter"], self.process.device)
+        with reading(path):
+            own = self.model.state_dict()
+            load_weights(self.model, {name: held(t, like=own.get(name)) for name, t in saved["model"].items()}, path)
+            self.optimizer.restore(saved["optimizer"])
+            self.optimizer.scaler.load_state_dict(saved["scaler"])
+            self.step, self.best, self.counters = saved["step"], saved["best"], Counter(saved["counters"])
+            self.clock.seconds, self.evaluated = saved["seconds"], saved["evaluated"]
+            self.meter.restore(saved["meter"], self.process.device)
         say(f"resuming {self.run.folder} at step {self.step}")
 
     def __enter__(self):

@@ -12,6 +12,7 @@ import numpy as np
 from structured.errors import BadInput
 
 FIELDS = {"command": str, "argv": list, "settings": dict, "status": str}  # what every reader may rely on
+SOME = {"together": int, "device": str, "versions": dict, "commit": str | None}  # what older records may lack
 RANDOM, WHOLE = "random windows", "whole text"  # what a language model's validation loss is the mean over
 FEWEST_PACES = 3  # progress lines that a median is taken of
 CONFIGS = {  # script: the config file that the advice for a missing run names
@@ -38,9 +39,10 @@ def read_record(folder):
     lacking = [name for name in FIELDS if name not in record]
     if lacking:
         raise BadInput(f"{path} is not the record of a run: it has no {', '.join(lacking)}")
-    for name, kind in FIELDS.items():
-        if not isinstance(value := record[name], kind):
-            raise BadInput(f"{path} is not the record of a run: its {name} is {_kind(value)}, not {kind.__name__}")
+    for name, kind in (FIELDS | SOME).items():
+        if name in record and not isinstance(value := record[name], kind):
+            wanted = getattr(kind, "__name__", kind)
+            raise BadInput(f"{path} is not the record of a run: its {name} is {_kind(value)}, not {wanted}")
     return record
 
 

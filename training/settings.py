@@ -13,7 +13,7 @@ from typing import ClassVar
 from model import ModelConfig
 from structured import STRUCTURES, ScoringConfig
 from structured.scorings import own_settings
-from training.configurator import parse_list, require_at_least, setting
+from training.configurator import parse_list, require_at_least, require_at_most, setting
 from training.devices import COMPILE_MODES
 from training.errors import BadInput
 
@@ -145,6 +145,14 @@ class StructureSettings(OwnSettings, PaperSettings):
         return "levels" if self.mlr_divide_by_num_levels else "none"
 
 
+# No machine holds more; what is above would be allocated, or counted to, for minutes before it fails.
+AT_MOST = dict(
+    n_layer=10_000, d_model=2**20, n_head=2**16, d_head=2**16, d_qk_head=2**16, btt_tt_rank=2**20, block_size=2**26,
+    sliding_block_size=2**26, vocab_size=2**26, batch_size=2**24, gradient_accumulation_steps=2**24,
+    eval_batch_size=2**24, eval_prompts=2**31, n_dims=2**20, n_positions=2**24, look_back=2**24, horizon=2**24,
+)  # fmt: skip
+
+
 def only_for():
     """{setting: (the value that every structure takes, the structures that take others)}, as the structures declare it.
 
@@ -194,6 +202,7 @@ class RunSettings:
             raise BadInput(f"init_from is '{self.init_from}', there are {', '.join(STARTS)}")
         common = dict(log_interval=1, seed=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0)
         require_at_least(self, {**common, **self.AT_LEAST})
+        require_at_most(self, {name: most for name, most in AT_MOST.items() if hasattr(self, name)})
         for name in self.POSITIVE:
             if getattr(self, name) <= 0:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be above 0")

@@ -1,0 +1,179 @@
+"""Settings, records and checkpoints that cannot be: every one of a few thousand ends with one line, or is taken.
+
+A command is taken if its run comes to the point where it would write its first file; until then it may write nothing.
+What is refused ends with status 2 and one line on stderr. Anything else, a traceback above all, is a fault.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+from unittest import mock
+
+import torch
+from runs import TINY, TINY_ICL, TINY_LM, flags, waves, write_corpus, write_series
+
+import evaluate_ICL
+import forecast_TS
+import sample
+import train
+import train_ICL
+import train_TS
+from plots import icl_table, lm_table, ts_table
+from scripts import collect
+from training.run import Run
+
+TINY_TS = dict(TINY, look_back=16, horizon=5, batch_size=8, init_lr=3e-4, mlr_rank_list="4|2|2")
+ROWS = (90, 40, 30)
+WORDS = ["", "x", "None", "a|b", "é", "/", "-", "4|", "|", "1:2:3", "8|x", "\x00", "a" * 300]
+NUMBERS = [
+    "nan", "inf", "-inf", "1e999", "-1", "-2", "0", "0.5", "-0.5", "1e-400", "1000000000", "2147483648",
+    "4611686018427387904", "9223372036854775808", "-9223372036854775809",
+]  # fmt: skip
+COUNTS = ("max_new_tokens", "prompts", "num_samples")  # of what a reader does
+DEVICES = ["meta", "cuda:99", "tpu", "cuda:-1"]
+LINES = ["[]", "3", "null", "{}", '{"step": "x"}', '{"step": -1}', '{"step": 1e999}', '{"step": 2', '{"step": [1]}']
+RECORDS = ["", "null", "[]", "{}", "3", "{", '{"settings": null}', '{"settings": [], "command": 3}']
+
+
+class Taken(Exception):
+    """The run would begin to write now."""
+
+
+class Place:
+    """A folder with data and a finished run of each training script."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        write_corpus(folder / "text")
+        write_series(folder / "ETTh1", waves(sum(ROWS)), ROWS)
+        self.base = {
+            train: dict(TINY_LM, data_dir=folder),
+            train_ICL: dict(TINY_ICL),
+            train_TS: dict(TINY_TS, data_dir=folder),
+        }
+        self.runs = {script: folder / f"run_{script.__name__}" for script in self.base}
+        with contextlib.redirect_stdout(io.StringIO()):
+            for script, out_dir in self.runs.items():
+                script.main(flags(self.base[script], out_dir=out_dir))
+
+    def outcome(self, main, argv, untouched=None):
+        """None if all is well, else what is wrong with how main(argv) ends."""
+        error = io.StringIO()
+        before = listing(untouched)
+        try:
+            with (
+                mock.patch.object(Run, "start", side_effect=Taken),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(error),
+            ):
+                main([str(arg) for arg in argv])
+        except Taken:
+            pass
+        except SystemExit as end:
+            lines = error.getvalue().splitlines()
+            if end.code not in (0, None) and not (end.code == 2 and lines and lines[-1].count("error: ") == 1):
+                return f"status {end.code}: {lines[-3:]}"
+            if len(lines) > 1 and not lines[0].startswith("usage:"):
+                return f"{len(lines)} lines: {lines[:3]}"
+        except BaseException as wrong:
+            return f"{type(wrong).__name__}: {str(wrong)[:200]}"
+        return None if listing(untouched) == before else f"{untouched} was written"
+
+
+def listing(folder):
+    return folder and folder.exists() and sorted(path.name for path in folder.rglob("*"))
+
+
+def settings_cases(place):
+    """(main, command, the folder that must not be touched) for every setting of every script and every bad value."""
+    readers = {
+        sample: dict(out_dir=place.runs[train], max_new_tokens=2, num_samples=1, device="cpu"),
+        evaluate_ICL: dict(out_dir=place.runs[train_ICL], prompts=2, device="cpu"),
+        forecast_TS: dict(out_dir=place.runs[train_TS], windows="0", out=place.folder / "forecasts.json"),
+    }
+    for script, base in (place.base | readers).items():
+        untouched = place.folder / "new" if script in place.base else None
+        where = dict(out_dir=untouched) if untouched else {}
+        for field in dataclasses.fields(script.Settings):
+            for value in [*NUMBERS, *WORDS, *(DEVICES if field.name == "device" else [])]:
+                if script in readers and field.name in COUNTS and big(value):
+                    continue  # would be done as asked
+                yield script.main, flags(base, where, {field.name: value}), untouched
+
+
+def big(value):
+    return value in NUMBERS and value not in ("nan", "inf", "-inf", "1e999") and float(value) >= 1e6
+
+
+def record_cases(place):
+    """Every damage of a record, before a table of its runs, a collection of them and a resume."""
+    for script, out_dir in place.runs.items():
+        table = {train: lm_table, train_ICL: icl_table, train_TS: ts_table}[script]
+        for name, contents in (("run.json", RECORDS), ("metrics.jsonl", LINES)):
+            path = out_dir / name
+            whole = path.read_bytes()
+            damages = [c.encode() for c in contents] + [b"\xff\xfe" + whole[:40], whole[: len(whole) // 2], b""]
+            damages += [whole + c.encode() + b"\n" for c in contents] if name == "metrics.jsonl" else without(whole)
+            for damaged in damages:
+                path.write_bytes(damaged)
+                yield table.main, [out_dir], None
+                yield collect.main, [out_dir.parent, place.folder / "collected"], None
+                yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), None
+            path.write_bytes(whole)
+
+
+def without(record):
+    """A run.json without each of its keys, and with each of them another type."""
+    record = json.loads(record)
+    for key in record:
+        yield json.dumps({k: v for k, v in record.items() if k != key}).encode()
+        for other in (None, 3, "x", [], {}):
+            yield json.dumps({**record, key: other}).encode()
+
+
+def checkpoint_cases(place):
+    """Every entry of a checkpoint gone, or of another type; a setting of its own that nobody knows."""
+    reader = {train: sample.main, train_ICL: evaluate_ICL.main}
+    for script, out_dir in place.runs.items():
+        path = out_dir / "ckpt.pt"
+        whole, state = path.read_bytes(), torch.load(path, weights_only=True)
+        changed = [{k: v for k, v in state.items() if k != key} for key in state]
+        changed += [{**state, key: other} for key in state for other in (None, 3, "x", [], {})]
+        changed += [{**state, "settings": {**state["settings"], **more}} for more in ({"new": 1}, {"d_model": "x"})]
+        for damaged in changed:
+            path.unlink()  # best.pt may be another name of it
+            torch.save(damaged, path)
+            yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), None
+            if script in reader:
+                few = dict(num_samples=1, max_new_tokens=2) if script is train else dict(prompts=2)
+                yield reader[script], flags(few, out_dir=out_dir, device="cpu"), None
+        path.unlink()
+        path.write_bytes(whole)
+
+
+def path_cases(place):
+    """Places where no run can be."""
+    (place.folder / "file").write_text("here")
+    for script, base in place.base.items():
+        file = place.folder / "file"
+        for out_dir in (file, file / "below", "a" * 300, "a\x00b", "/proc/none/x", ""):
+            yield script.main, flags(base, out_dir=out_dir), None
+        for data_dir in (file, place.folder / "none", "a\x00b", ""):
+            yield script.main, flags(base, data_dir=data_dir, out_dir=place.folder / "new"), place.folder / "new"
+
+
+KINDS = dict(settings=settings_cases, paths=path_cases, records=record_cases, checkpoints=checkpoint_cases)
+
+
+def table(folder):
+    """[(kind, tried, [(command, what is wrong), ..])] of all cases."""
+    place, rows = Place(folder), []
+    for kind, cases in KINDS.items():
+        tried, wrong = 0, []
+        for main, argv, untouched in cases(place):
+            tried += 1
+            if problem := place.outcome(main, argv, untouched):
+                wrong.append((f"{main.__module__} {' '.join(map(str, argv[-3:]))!r}", problem))
+        rows.append((kind, tried, wrong))
+    return rows
