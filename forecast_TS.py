@@ -20,7 +20,7 @@ from train_TS import Windows
 from training.checkpoint import load_run, load_weights, reading
 from training.configurator import configure, parse_list, setting
 from training.errors import BadInput, command
-from training.files import check_output, replacing
+from training.files import check_output, here, replacing
 
 SAME = ("dataset", "horizon")  # what runs in one file share
 LOOK = ("forecaster", "token_mixing_struct")  # what a line's colour says
@@ -136,7 +136,7 @@ def main(argv=None):
     check(runs, windows, cfg.channel)
     with replacing(cfg.out) as file:
         file.write((json.dumps(recorded(runs, windows, cfg.channel, cfg.past)) + "\n").encode())
-    print(f"{cfg.out}, drawn by: python plots/ts_forecasts.py {cfg.out} --out forecasts.png")
+    print(f"{cfg.out}, drawn by: python {here('plots/ts_forecasts.py')} {cfg.out} --out forecasts.png")
 
 
 if __name__ == "__main__":

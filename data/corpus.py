@@ -20,6 +20,7 @@ import numpy as np
 
 from data.files import at_home, make_folder, sha256, write_json, writing
 from training.errors import BadInput
+from training.files import here
 from training.owner import Owner
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))  # 96 symbols; the index of a symbol is its token id
@@ -372,10 +373,10 @@ def _how_to_make(folder):
     names = sorted(path.parent.name for path in Path(__file__).parent.glob("*/prepare.py") if path.parent.name != "ett")
     if folder.name in names:
         where = "" if at_home(folder, Path(__file__).parent) else f" --out {folder}"
-        return f"make it with: python data/{folder.name}/prepare.py{where}"
+        return f"make it with: python {here(f'data/{folder.name}/prepare.py')}{where}"
     near = difflib.get_close_matches(folder.name, names, n=1)
     guess = f"did you mean data/{near[0]}? " if near else ""
-    return f"{guess}make one with: python data/NAME/prepare.py --out {folder}, NAME one of {', '.join(names)}"
+    return f"{guess}make one with: python {here('data/NAME/prepare.py')} --out {folder}, NAME one of {', '.join(names)}"
 
 
 def _open_split(folder, split, meta):

@@ -20,6 +20,7 @@ from plots.names import LM_LOSS, STANDARD, STRUCTURES
 from plots.records import check_same, grouped, learning_curves, plain_arguments, read_runs
 from plots.tables import columns, show
 from training.errors import BadInput, command
+from training.files import here
 
 BASELINES = {  # key in the record: words; those that the picture shows
     "zero": "zero",
@@ -129,7 +130,7 @@ def find(folder):
     """The runs of noisy recall and of language models in a folder of the demo, or in several such folders of one."""
     found = [sorted(folder.rglob(f"{kind}_*/run.json")) for kind in ("recall", "lm")]
     if not all(found):
-        raise BadInput(f"no runs recall_* and lm_* in {folder}; make them with: python scripts/demo.py")
+        raise BadInput(f"no runs recall_* and lm_* in {folder}; make them with: python {here('scripts/demo.py')}")
     recall, lm = ([record.parent for record in records] for records in found)
     return read_runs(recall, "train_ICL.py"), read_runs(lm, "train.py")
 

@@ -19,6 +19,7 @@ from data.corpus import CHARACTERS, CorpusWriter
 from training import owner
 from training.checkpoint import load_checkpoint
 from training.errors import BadInput
+from training.files import here, replacing
 from training.owner import NAME, Owner
 
 ROOT = Path(__file__).parents[1]
@@ -227,3 +228,30 @@ def test_a_damaged_checkpoint_is_not_resumed(argv, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "ckpt.pt is damaged" in said or "cannot be read" in said
+
+
+def test_a_temporary_file_follows_no_link(tmp_path):
+    """Whoever can write into the folder cannot have a run write elsewhere."""
+    other, path = tmp_path / "other", tmp_path / "file"
+    other.write_text("mine")
+    Path(f"{path}.{os.getpid()}.tmp").symlink_to(other)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert (other.read_text(), path.read_bytes(), path.is_symlink()) == ("mine", b"new", False)
+
+
+def test_what_a_killed_process_left_is_taken_away(argv, tmp_path):
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "ckpt.pt.99.tmp").write_bytes(b"half")
+    train.main(argv(out_dir=tmp_path, max_iters=2))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_command_is_named_as_it_is_called_from_here(tmp_path, monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    assert here("data/NAME/prepare.py") == "data/NAME/prepare.py"
+    monkeypatch.chdir(tmp_path)
+    assert here("data/NAME/prepare.py") == f"{root}/data/NAME/prepare.py"
+    monkeypatch.chdir(root / "data")
+    assert here("data/NAME/prepare.py") == f"{root}/data/NAME/prepare.py"

@@ -180,7 +180,7 @@ def die_in_save(moment, call, argv):
         file.write(whole.getvalue()[half:])
 
     def sync(descriptor):
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".pt.tmp") and due("not flushed"):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f".pt.{os.getpid()}.tmp") and due("not flushed"):
             kill_self()
         fsync(descriptor)
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from training.errors import BadInput
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @contextlib.contextmanager
 def replacing(path):
     """A file to write next to `path`, flushed to disk and renamed: a kill leaves the old one or the new, never half."""
-    temporary = Path(f"{path}.tmp")
+    temporary = beside(path)
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "xb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -22,11 +24,17 @@ def replacing(path):
         raise
 
 
+def beside(path):
+    """The name of a temporary file of this process next to `path`, which nothing has, a link neither."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    return temporary
+
+
 def linked(old, new):
     """Make `new` another name of the file `old`, in place of what it named; False where the disk cannot do that."""
-    temporary = Path(f"{new}.tmp")
+    temporary = beside(new)
     try:
-        temporary.unlink(missing_ok=True)
         os.link(old, temporary)
         os.replace(temporary, new)
     except OSError:
@@ -44,3 +52,8 @@ def check_output(path):
         raise BadInput(f"no folder {path.parent} to write {path.name} into")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise BadInput(f"{path} cannot be written; choose another place")
+
+
+def here(script):
+    """A script of this repository as it is called from the working folder."""
+    return str(ROOT / script if os.path.relpath(ROOT).startswith("..") else Path(os.path.relpath(ROOT / script)))

@@ -36,6 +36,8 @@ class Owner:
             self.file.truncate(0)
             self.file.write(json.dumps(me) + "\n")
             self.file.flush()
+            for left in Path(folder).glob("*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
         except OSError as error:
             raise WriteError(f"{self.path} cannot be written: {error.strerror}") from error
         self.released = threading.Event()

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.files import at_home
 from training.errors import BadInput
+from training.files import here
 
 COLUMNS = ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
 SPLITS = ("train", "val", "test")
@@ -32,7 +33,7 @@ def load_ett(folder):
     """The Series that prepare.py left in a folder. BadInput if files are missing, cut short or damaged."""
     folder = Path(folder)
     where = "" if at_home(folder, Path(__file__).parent) else f" --out {folder.parent}"
-    again = f"make it with: python data/ett/prepare.py --names {folder.name}{where}"
+    again = f"make it with: python {here('data/ett/prepare.py')} --names {folder.name}{where}"
     try:
         meta = json.loads((folder / "meta.json").read_text())
         rows, minutes = [meta["rows"][split] for split in SPLITS], int(meta["minutes"])
