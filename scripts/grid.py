@@ -71,8 +71,12 @@ def commands(runs, out_dir, only="", extra=""):
     if runs and not named:
         some = ", ".join(list(runs)[:: -(-len(runs) // 3)])
         raise BadInput(f"only is {only!r}, found in no name of the grid's {len(runs)} runs, such as {some}")
+    try:
+        more = shlex.split(extra)
+    except ValueError as error:
+        raise BadInput(f"extra is {extra!r}, no flags as a shell reads them: {error}") from None
     return {
-        name: shlex.join(["python", *run, *shlex.split(extra), f"--out_dir={out_dir}/{name}", "--init_from=auto"])
+        name: shlex.join(["python", *run, *more, f"--out_dir={out_dir}/{name}", "--init_from=auto"])
         for name, run in named.items()
     }
 

@@ -6,8 +6,11 @@ What is refused ends with status 2 and one line on stderr. Anything else, a trac
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
+import runpy
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -23,6 +26,7 @@ from plots import icl_table, lm_table, ts_table
 from scripts import collect
 from training.run import Run
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY_TS = dict(TINY, look_back=16, horizon=5, batch_size=8, init_lr=3e-4, mlr_rank_list="4|2|2")
 ROWS = (90, 40, 30)
 WORDS = ["", "x", "None", "a|b", "é", "/", "-", "4|", "|", "1:2:3", "8|x", "\x00", "a" * 300]
@@ -45,6 +49,7 @@ class Place:
 
     def __init__(self, folder):
         self.folder = folder
+        (folder / "file").write_text("here")
         write_corpus(folder / "text")
         write_series(folder / "ETTh1", waves(sum(ROWS)), ROWS)
         self.base = {
@@ -154,7 +159,6 @@ def checkpoint_cases(place):
 
 def path_cases(place):
     """Places where no run can be."""
-    (place.folder / "file").write_text("here")
     for script, base in place.base.items():
         file = place.folder / "file"
         for out_dir in (file, file / "below", "a" * 300, "a\x00b", "/proc/none/x", ""):
@@ -163,7 +167,31 @@ def path_cases(place):
             yield script.main, flags(base, data_dir=data_dir, out_dir=place.folder / "new"), place.folder / "new"
 
 
-KINDS = dict(settings=settings_cases, paths=path_cases, records=record_cases, checkpoints=checkpoint_cases)
+def command_cases(place):
+    """Grids by every setting, figures and tables by what they are given, and the corpora's --input and --out."""
+    for grid in ("icl_regression", "language_modeling", "time_series"):
+        sweep = importlib.import_module(f"scripts.{grid}.sweep")
+        for field in dataclasses.fields(sweep.Settings):
+            for value in [*NUMBERS, *WORDS, "[", "'", "--x"]:
+                yield sweep.main, [f"--{field.name}={value}"], None
+    file, none = place.folder / "file", place.folder / "none"
+    for path in sorted((ROOT / "plots").glob("*.py")):
+        figure = importlib.import_module(f"plots.{path.stem}")
+        if not hasattr(figure, "main") or path.stem == "readme":  # which writes the repository's own pages
+            continue
+        for argv in ([], [none], [file], [place.folder], ["a" * 300], ["--help"], ["--only", "x"], ["--x"]):
+            yield figure.main, [*argv, *(["--out", file / "a.png"] if argv and argv[0] != "--help" else [])], None
+    for corpus in ("shakespeare_char", "openwebtext_small", "pydocs", "shakespeare", "ett"):
+        prepare = runpy.run_path(str(ROOT / "data" / corpus / "prepare.py"))["main"]
+        outs = (["--out", file], ["--out", file / "below"])
+        for argv in (["--help"], ["--x"], *outs, ["--input", none], ["--input", ""]):
+            yield prepare, [*argv, *(["--out", none] if "--input" in argv else [])], none
+
+
+KINDS = dict(
+    commands=command_cases, settings=settings_cases, paths=path_cases, records=record_cases,
+    checkpoints=checkpoint_cases,
+)  # fmt: skip
 
 
 def table(folder):
