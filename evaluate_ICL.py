@@ -22,7 +22,7 @@ from model import InContextRegressor
 from train_ICL import Settings as TrainSettings
 from training import devices
 from training.checkpoint import load_run, load_weights, reading
-from training.configurator import configure, parse_list, require_at_least, setting
+from training.configurator import configure, parse_list, require_at_least, restored, setting
 from training.errors import BadInput, command
 from training.files import check_output
 
@@ -75,7 +75,7 @@ def load_model(out_dir, device="cpu", which="last"):
     """(model in evaluation mode, settings it was trained with, steps it was trained for) of a run of train_ICL.py."""
     saved, path = load_run(out_dir, "train_ICL.py", "training_task", which)
     with reading(path):
-        trained = TrainSettings(**saved["settings"])
+        trained = restored(TrainSettings, saved["settings"])
         model_cfg, layout = trained.model_config(block_size=trained.tokens), trained.layout
         model = InContextRegressor(model_cfg, trained.n_dims, layout.extra_inputs, layout.predicting).to(device)
         load_weights(model, saved["model"], path)

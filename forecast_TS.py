@@ -18,7 +18,7 @@ from forecasters import name_of
 from train_TS import Settings as TrainSettings
 from train_TS import Windows
 from training.checkpoint import load_run, load_weights, reading
-from training.configurator import configure, parse_list, setting
+from training.configurator import configure, parse_list, restored, setting
 from training.errors import BadInput, command
 from training.files import check_output, here, replacing
 
@@ -69,7 +69,7 @@ def load_trained(folder, data_dir=""):
     if not saved.get("best_model"):
         raise BadInput(f"{path} was written before the first evaluation; go on with --init_from=resume")
     with reading(path):
-        settings = TrainSettings(**saved["settings"])
+        settings = restored(TrainSettings, saved["settings"])
         settings = replace(settings, data_dir=data_dir or settings.data_dir)
         data = Windows(settings)
         if data.sha256 != saved["sha256"]:

@@ -23,6 +23,8 @@ def name_of(settings):
     forecaster, structure = settings["forecaster"], STRUCTURES[settings["token_mixing_struct"]].label
     if forecaster in RULES:
         return f"{RULES[forecaster]} repeated"
+    if forecaster not in TRAINED:
+        raise BadInput(f"no forecaster '{forecaster}', there are {', '.join([*TRAINED, *RULES])}")
     words = dict(encoder=structure, patch=f"patches, {structure}", dlinear="DLinear")
     return f"{words[forecaster]}, L = {settings['look_back']}"
 

@@ -18,7 +18,7 @@ from model import GPT
 from train import Settings as TrainSettings
 from training import devices
 from training.checkpoint import load_run, load_weights, reading
-from training.configurator import configure, require_at_least, setting
+from training.configurator import configure, require_at_least, restored, setting
 from training.errors import BadInput, command
 from training.pretrained import architecture, load_pretrained
 
@@ -58,7 +58,7 @@ def load_model(out_dir, device="cpu", which="auto"):
     """(model in evaluation mode, encode, decode) of a run of train.py; which: as in training.checkpoint.load_run."""
     saved, path = load_run(out_dir, "train.py", "corpus", which)
     with reading(path):
-        trained = TrainSettings(**saved["settings"])
+        trained = restored(TrainSettings, saved["settings"])
         model = GPT(trained.model_config(), len(saved["model"]["wte.weight"]), trained.tie_weights).to(device)
         load_weights(model, saved["model"], path)
         return model.eval(), *codec(saved["corpus"])

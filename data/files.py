@@ -5,12 +5,11 @@ import contextlib
 import hashlib
 import http.client
 import json
-import tempfile
 import urllib.request
 from pathlib import Path
 
 from training.errors import BadInput, WriteError
-from training.files import replacing
+from training.files import check_folder, replacing
 
 
 def read_bytes(path):
@@ -65,12 +64,7 @@ def at_home(folder, home):
 def output_folder(path):
     """The folder of `--out`, which need not exist yet; BadInput, before the work, where no file can be put into it."""
     folder = Path(path).expanduser()
-    try:
-        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise BadInput(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
+    check_folder(folder, "--out")
     return folder
 
 

@@ -14,6 +14,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from plots.names import STRUCTURES
 from training.errors import BadInput
+from training.files import check_folder
 
 COLUMN, PANEL = 3.3, 2.55  # inches: width of a panel, and its height without the legend
 MARGIN = 0.1  # inches above a legend that several panels share
@@ -41,6 +42,7 @@ def picture(out, panels=1, columns=None):
     out = Path(out)
     if out.suffix not in ("", ".png", ".svg"):
         raise BadInput(f"--out {out}: the picture is written as PNG and SVG, give a name that ends in .png")
+    check_folder(out.parent, "--out")
     with matplotlib.style.context(["default", RC]):
         columns = min(len(titles), columns or len(titles))
         rows = math.ceil(len(titles) / columns)

@@ -96,9 +96,9 @@ def look(settings):
 
 def order(settings):
     """Encoders first, then by structure and look_back."""
-    forecasters = [*TRAINED, *RULES]
+    forecasters = {name: place for place, name in enumerate([*TRAINED, *RULES])}
     place = list(STRUCTURES).index(settings["token_mixing_struct"])
-    return forecasters.index(settings["forecaster"]), place, settings["look_back"]
+    return forecasters.get(settings["forecaster"], len(forecasters)), place, settings["look_back"]
 
 
 def relevant(run):

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from training.errors import BadInput, command  # noqa: E402
+from training.files import check_folder  # noqa: E402
 from training.records import find_runs, read_record  # noqa: E402
 
 LONG = ("eval_pointwise/loss", "baselines")
@@ -98,6 +99,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.evaluations < 2 or args.progress < 0:
         raise BadInput("--evaluations is at least 2, --progress at least 0")
+    check_folder(args.to, "to")
     finished, records = {}, {}
     for run in find_runs(args.runs):
         name = run.folder.resolve().name

@@ -29,7 +29,7 @@ from training.run import Run
 ROOT = Path(__file__).resolve().parents[1]
 TINY_TS = dict(TINY, look_back=16, horizon=5, batch_size=8, init_lr=3e-4, mlr_rank_list="4|2|2")
 ROWS = (90, 40, 30)
-WORDS = ["", "x", "None", "a|b", "é", "/", "-", "4|", "|", "1:2:3", "8|x", "\x00", "a" * 300]
+WORDS = ["", "x", "None", "a|b", "é", "/", "-", "4|", "|", "1:2:3", "8|x", "\x00", "a\nb", "a" * 300]
 NUMBERS = [
     "nan", "inf", "-inf", "1e999", "-1", "-2", "0", "0.5", "-0.5", "1e-400", "1000000000", "2147483648",
     "4611686018427387904", "9223372036854775808", "-9223372036854775809",
@@ -87,7 +87,9 @@ class Place:
 
 
 def listing(folder):
-    return folder and folder.exists() and sorted(path.name for path in folder.rglob("*"))
+    """What stands in a folder, but for what the run that owns it says of itself."""
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder and folder.exists() else []
+    return {path: path.stat()[6:9:2] for path in files if path.name != "owner.json"}
 
 
 def settings_cases(place):
@@ -98,8 +100,8 @@ def settings_cases(place):
         forecast_TS: dict(out_dir=place.runs[train_TS], windows="0", out=place.folder / "forecasts.json"),
     }
     for script, base in (place.base | readers).items():
-        untouched = place.folder / "new" if script in place.base else None
-        where = dict(out_dir=untouched) if untouched else {}
+        untouched = place.folder / "new" if script in place.base else base["out_dir"]
+        where = dict(out_dir=untouched) if script in place.base else {}
         for field in dataclasses.fields(script.Settings):
             for value in [*NUMBERS, *WORDS, *(DEVICES if field.name == "device" else [])]:
                 if script in readers and field.name in COUNTS and big(value):
@@ -119,40 +121,63 @@ def record_cases(place):
             path = out_dir / name
             whole = path.read_bytes()
             damages = [c.encode() for c in contents] + [b"\xff\xfe" + whole[:40], whole[: len(whole) // 2], b""]
-            damages += [whole + c.encode() + b"\n" for c in contents] if name == "metrics.jsonl" else without(whole)
+            damages += list(of_metrics(whole) if name == "metrics.jsonl" else of_run(whole))
             for damaged in damages:
                 path.write_bytes(damaged)
-                yield table.main, [out_dir], None
-                yield collect.main, [out_dir.parent, place.folder / "collected"], None
-                yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), None
+                yield table.main, [out_dir], out_dir
+                yield collect.main, [out_dir.parent, place.folder / "collected"], out_dir
+                yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), out_dir
             path.write_bytes(whole)
 
 
-def without(record):
-    """A run.json without each of its keys, and with each of them another type."""
-    record = json.loads(record)
+def of_run(whole):
+    """A run.json without each of its keys, with each of them another type, and with settings of another type."""
+    record = json.loads(whole)
+    for changed in others(record):
+        yield json.dumps(changed).encode()
+    for changed in others(record["settings"], (None, "x")):
+        yield json.dumps({**record, "settings": changed}).encode()
+
+
+def of_metrics(whole):
+    """A metrics.jsonl with another line at its end, and with values of another type in its first and last."""
+    for line in LINES:
+        yield whole + line.encode() + b"\n"
+    lines = whole.splitlines()
+    for place in (0, len(lines) - 1):
+        for changed in others(json.loads(lines[place])):
+            yield b"\n".join([*lines[:place], json.dumps(changed).encode(), *lines[place + 1 :], b""])
+
+
+def others(record, kinds=(None, 3, "x", [], {})):
+    """A dict without each of its keys, and with each of them another type."""
     for key in record:
-        yield json.dumps({k: v for k, v in record.items() if k != key}).encode()
-        for other in (None, 3, "x", [], {}):
-            yield json.dumps({**record, key: other}).encode()
+        yield {k: v for k, v in record.items() if k != key}
+        for other in kinds:
+            yield {**record, key: other}
 
 
 def checkpoint_cases(place):
     """Every entry of a checkpoint gone, or of another type; a setting of its own that nobody knows."""
-    reader = {train: sample.main, train_ICL: evaluate_ICL.main}
+    readers = {
+        train: (sample.main, dict(num_samples=1, max_new_tokens=2, device="cpu")),
+        train_ICL: (evaluate_ICL.main, dict(prompts=2, device="cpu")),
+        train_TS: (forecast_TS.main, dict(windows="0", out=place.folder / "forecasts.json")),
+    }
     for script, out_dir in place.runs.items():
         path = out_dir / "ckpt.pt"
         whole, state = path.read_bytes(), torch.load(path, weights_only=True)
         changed = [{k: v for k, v in state.items() if k != key} for key in state]
         changed += [{**state, key: other} for key in state for other in (None, 3, "x", [], {})]
+        changed += [{**state, key: {**inner, name: other}} for key in state if isinstance(inner := state[key], dict)
+                    for name in inner for other in ((None, "x") if key == "settings" else (None,))]  # fmt: skip
         changed += [{**state, "settings": {**state["settings"], **more}} for more in ({"new": 1}, {"d_model": "x"})]
         for damaged in changed:
             path.unlink()  # best.pt may be another name of it
             torch.save(damaged, path)
-            yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), None
-            if script in reader:
-                few = dict(num_samples=1, max_new_tokens=2) if script is train else dict(prompts=2)
-                yield reader[script], flags(few, out_dir=out_dir, device="cpu"), None
+            yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), out_dir
+            main, few = readers[script]
+            yield main, flags(few, out_dir=out_dir), out_dir
         path.unlink()
         path.write_bytes(whole)
 
@@ -181,7 +206,7 @@ def command_cases(place):
             continue
         for argv in ([], [none], [file], [place.folder], ["a" * 300], ["--help"], ["--only", "x"], ["--x"]):
             yield figure.main, [*argv, *(["--out", file / "a.png"] if argv and argv[0] != "--help" else [])], None
-    for corpus in ("shakespeare_char", "openwebtext_small", "pydocs", "shakespeare", "ett"):
+    for corpus in ("shakespeare_char", "openwebtext", "openwebtext_small", "pydocs", "shakespeare", "ett"):
         prepare = runpy.run_path(str(ROOT / "data" / corpus / "prepare.py"))["main"]
         outs = (["--out", file], ["--out", file / "below"])
         for argv in (["--help"], ["--x"], *outs, ["--input", none], ["--input", ""]):
@@ -195,7 +220,12 @@ KINDS = dict(
 
 
 def table(folder):
-    """[(kind, tried, [(command, what is wrong), ..])] of all cases."""
+    """[(kind, tried, [(command, what is wrong), ..])] of all cases, with `folder` as the working folder."""
+    with contextlib.chdir(folder):
+        return _table(folder)
+
+
+def _table(folder):
     place, rows = Place(folder), []
     for kind, cases in KINDS.items():
         tried, wrong = 0, []

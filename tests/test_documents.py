@@ -360,7 +360,7 @@ def test_a_folder_on_a_full_disk_or_read_only_is_refused_before_the_work(tmp_pat
     def refuses(**where):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuses)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuses)
     with pytest.raises(BadInput, match=f"--out {tmp_path}/new cannot be written: Read-only file system"):
         files.output_folder(tmp_path / "new")
     assert not any(tmp_path.iterdir())

@@ -111,6 +111,20 @@ def help_text(cls):
     return "\n".join([(cls.__doc__ or "").strip(), "", heading, *rows])
 
 
+def restored(cls, values):
+    """Settings from the dict of a record or checkpoint. BadInput for one of another type, TypeError for an unknown."""
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if name in hints and not fits(value, hints[name]):
+            raise BadInput(f"its setting {name} is {value!r}, of another type than {hints[name].__name__}")
+    return cls(**values)
+
+
+def fits(value, kind):
+    """Whether a value can be a setting of that type: its own, or an int for a float."""
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
 def require_at_most(settings, most):
     """Raise BadInput for the first setting above its greatest value; most: {name: value}."""
     for name, value in most.items():

@@ -15,9 +15,9 @@ class WriteError(OSError):
 
 
 def fail(message, status):
-    """End the process; among the processes of a node, the first says why."""
+    """End the process; among the processes of a node, the first says why, in one line."""
     if place().local_rank == 0:
-        print(f"error: {message}", file=sys.stderr)
+        print("error:", *str(message).splitlines(), file=sys.stderr)
     sys.exit(status)
 
 
@@ -28,8 +28,8 @@ def out_of_memory(error):
 
 
 def command(main):
-    """Make `main` the body of a script: bad input ends it with its message and exit status 2, a full disk
-    or too little memory with 1.
+    """Make `main` the body of a script: bad input ends it with its message and exit status 2, a full disk,
+    a file that cannot be opened or too little memory with 1.
     """
 
     @functools.wraps(main)
@@ -41,9 +41,9 @@ def command(main):
         except WriteError as error:
             fail(error, 1)
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.filename is None:
                 raise
-            fail(f"{error.strerror}: {error.filename}", 2)
+            fail(f"{error.filename}: {error.strerror}", 2 if error.errno == errno.ENAMETOOLONG else 1)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from training.errors import BadInput
@@ -41,6 +42,17 @@ def linked(old, new):
         temporary.unlink(missing_ok=True)
         return False
     return True
+
+
+def check_folder(folder, name):
+    """BadInput, before the work, where no file can be put into a folder; it need not exist. name: its setting."""
+    folder = Path(folder)
+    try:
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise BadInput(f"{name} {folder} cannot be written: {error.strerror}; choose another folder") from error
 
 
 def check_output(path):

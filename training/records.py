@@ -10,9 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from structured.errors import BadInput
+from training.configurator import fits
 
 FIELDS = {"command": str, "argv": list, "settings": dict, "status": str}  # what every reader may rely on
 SOME = {"together": int, "device": str, "versions": dict, "commit": str | None}  # what older records may lack
+KINDS = {  # of the settings that figures compute with
+    **dict.fromkeys(
+        ("seed", "d_model", "n_head", "d_head", "n_layer", "block_size", "batch_size", "max_iters", "n_dims",
+         "n_positions", "horizon", "look_back", "eval_prompts", "gradient_accumulation_steps", "warmup_iters"), int,
+    ),
+    **dict.fromkeys(("init_lr", "training_learning_rate", "dropout", "min_lr", "noise_std", "ridge_alpha"), float),
+    **dict.fromkeys(("token_mixing_struct", "dataset", "training_task", "forecaster", "features"), str),
+}  # fmt: skip
 RANDOM, WHOLE = "random windows", "whole text"  # what a language model's validation loss is the mean over
 FEWEST_PACES = 3  # progress lines that a median is taken of
 CONFIGS = {  # script: the config file that the advice for a missing run names
@@ -43,6 +52,9 @@ def read_record(folder):
         if name in record and not isinstance(value := record[name], kind):
             wanted = getattr(kind, "__name__", kind)
             raise BadInput(f"{path} is not the record of a run: its {name} is {_kind(value)}, not {wanted}")
+    for name, value in record["settings"].items():
+        if not fits(value, KINDS.get(name, type(value))) or not isinstance(value, str | int | float):
+            raise BadInput(f"{path} is not the record of a run: its setting {name} is {value!r}")
     return record
 
 
@@ -141,12 +153,12 @@ class RecordedRun:
         """
         key, per = ("tokens", self.pace) if x == "gpu_seconds" else (x, 1)
         lines = self.evaluated.get(metric, {})
-        pairs = {step: (line[key] / per, line[metric]) for step, line in lines.items() if key in line}
+        pairs = {step: (line[key], line[metric]) for step, line in lines.items() if key in line}
         if not pairs:
             raise self._lacks(key if metric in self.evaluated else metric)
         for step, pair in pairs.items():
             self._check_finite(pair, f"{metric} or {x}", step)
-        return pairs
+        return {step: (at / per, value) for step, (at, value) in pairs.items()}
 
     def last(self, metric):
         """(step, list) of the last line that holds `metric`. Raises BadInput as `series` does."""
@@ -216,7 +228,7 @@ def find_runs(paths, script="train.py"):
         empty += [] if found else [path]
     if empty:
         how = [f"no run in {path}; make it with: python {script} {CONFIGS[script]} --out_dir={path}" for path in empty]
-        raise BadInput("\n".join(how))
+        raise BadInput("; ".join(how))
     return [load_run(folder) for folder in sorted(folders.values())]
 
 
