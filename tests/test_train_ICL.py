@@ -84,11 +84,22 @@ def test_a_kill_between_checkpoints(whole, tmp_path):
 
 def test_an_error_in_a_step_is_recorded_and_raised(tmp_path, monkeypatch):
     def fail():
+        raise ArithmeticError("no more")
+
+    at_step(monkeypatch, train_ICL, 5, fail)
+    with pytest.raises(ArithmeticError):
+        train_ICL.main(argv(out_dir=tmp_path))
+    assert record(tmp_path)["status"] == "failed: ArithmeticError: no more"
+    assert checkpoint(tmp_path)["step"] == 4
+
+
+def test_too_little_memory_in_a_step_is_recorded_and_one_line(tmp_path, monkeypatch, capsys):
+    def fail():
         raise MemoryError("no more")
 
     at_step(monkeypatch, train_ICL, 5, fail)
-    with pytest.raises(MemoryError):
-        train_ICL.main(argv(out_dir=tmp_path))
+    assert stops(train_ICL.main, argv(out_dir=tmp_path)) == 1
+    assert capsys.readouterr().err == "error: out of memory (no more); fewer or smaller sizes need less\n"
     assert record(tmp_path)["status"] == "failed: MemoryError: no more"
     assert checkpoint(tmp_path)["step"] == 4
 
