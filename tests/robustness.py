@@ -22,8 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bad_inputs
-import torch
-from runs import TINY_ICL, TINY_LM, assert_equal, assert_same_run, child, flags, write_corpus
+from runs import TINY_ICL, TINY_LM, assert_equal, assert_same_run, child, flags, one_thread, write_corpus
 
 import train
 import train_ICL
@@ -204,9 +203,8 @@ def one_line(main, argv):
 
 def table(share=1.0):
     """[(kind, tried, clean)], a share of the CASES of each."""
-    torch.set_num_threads(1)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         for kind, wanted in CASES.items():
             found, number = [], 0

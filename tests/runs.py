@@ -1,5 +1,6 @@
 """What the tests of training share: a tiny corpus, tiny commands, interrupted runs, and what makes two runs equal."""
 
+import contextlib
 import inspect
 import itertools
 import json
@@ -50,6 +51,17 @@ TINY_ICL = dict(  # 4 dims, 8 pairs, 16 tokens; dims and points grow at steps 2 
     dropout=0.2, mlr_rank_list="4|2|2", training_curriculum_adaptive_inc=False, training_curriculum_dims_start=2,
     training_curriculum_dims_interval=2, training_curriculum_points_start=4, training_curriculum_points_interval=2,
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def one_thread():
+    """One thread inside, as tasks and grids give it, and as many as before after it: a sum in two is another sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def flags(*settings, **more):

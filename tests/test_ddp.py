@@ -325,8 +325,8 @@ def weigh(script, rank):
     """After a checkpoint, print the bytes of parameters and moments in this process."""
     save = Loop._save
 
-    def weighed(self):
-        save(self)
+    def weighed(self, **kinds):
+        save(self, **kinds)
         kept = [*self.model.parameters()]
         kept += [t for state in self.optimizer.adamw.state.values() for name, t in state.items() if name != "step"]
         kept = [t.to_local() if isinstance(t, DTensor) else t for t in kept]

@@ -12,8 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
-from runs import TINY, TINY_ICL, TINY_LM, flags, metrics, timeless, waves, write_corpus, write_series
+from runs import TINY, TINY_ICL, TINY_LM, flags, metrics, one_thread, timeless, waves, write_corpus, write_series
 
 import train
 import train_ICL
@@ -50,13 +49,8 @@ def lines(name, folder):
     """metrics.jsonl of a case, without times."""
     script, *settings = CASES[name]
     where = dict(out_dir=folder / name) | ({} if script is train_ICL else dict(data_dir=folder))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a sum in two parts is another sum
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            script.main(flags(*settings, LONG, where))
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), contextlib.redirect_stdout(io.StringIO()):
+        script.main(flags(*settings, LONG, where))
     return timeless(metrics(folder / name))
 
 

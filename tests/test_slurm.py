@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from runs import assert_same_run, flags, metrics, record, write_corpus
+from runs import assert_same_run, flags, metrics, one_thread, record, write_corpus
 
 import train
 from scripts.grid import finished, queued
@@ -196,15 +195,6 @@ def lm(grid, tmp_path, only, **settings):
     return grid("config/struct_configs/tiny.py", only, **text, n_layer=1, d_model=32, **settings)
 
 
-@pytest.fixture
-def one_thread():
-    """As many threads as the tasks have: sums in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_grids_finish_and_finished_runs_are_left_out(slurm, grid, tmp_path):
     icl = dict(n_dims=2, d_model=16, n_head=2, batch_size=4, eval_prompts=8, max_iters=10)
     icl = grid("config/icl_configs/tiny.py", "^(standard|bilinear_btt)_n16_d64_lr0.0001", **icl)
@@ -230,7 +220,7 @@ def test_grids_finish_and_finished_runs_are_left_out(slurm, grid, tmp_path):
     assert again[1] is None
 
 
-def test_stopped_tasks_go_back_into_the_queue_and_cancelled_ones_do_not(slurm, grid, one_thread, tmp_path):
+def test_stopped_tasks_go_back_into_the_queue_and_cancelled_ones_do_not(slurm, grid, tmp_path):
     steps, tiny = 300, dict(sliding_block_size=4, gswa_rank_list="'16|16'", eval_interval=20)
     argv = lm(grid, tmp_path, "^(standard|sliding_window|gswa)_d256", max_iters=steps, **tiny)
     said, number = submit(LM, *argv)
@@ -255,8 +245,9 @@ def test_stopped_tasks_go_back_into_the_queue_and_cancelled_ones_do_not(slurm, g
         # SLURM waits two minutes before it starts again; for about a second its daemon still refuses the ended job
         output("scontrol", "update", f"JobId={task}", "StartTime=now+3seconds")
     straight = [tmp_path / f"straight{i}" for i in (0, 1)]
-    for i in (0, 1):
-        train.main([*shlex.split(commands[i])[2:], f"--out_dir={straight[i]}"])
+    with one_thread():  # as the tasks have
+        for i in (0, 1):
+            train.main([*shlex.split(commands[i])[2:], f"--out_dir={straight[i]}"])
     wait_for(lambda: not states(), "the resumed runs' end")
     for i in (0, 1):
         assert job(tasks[i])["Restarts"] == "1"
