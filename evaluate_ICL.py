@@ -21,9 +21,9 @@ from data.icl_regression.shifts import SHIFTS, check_shift, shifted_prompts
 from model import InContextRegressor
 from train_ICL import Settings as TrainSettings
 from training import devices
-from training.checkpoint import load_run, load_weights, reading
+from training.checkpoint import load_run, load_weights
 from training.configurator import configure, parse_list, require_at_least, restored, setting
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 from training.files import check_output
 
 LOW_RANK = 1e-6  # singular values below this part of the largest are rounding errors of float32 inputs

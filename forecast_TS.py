@@ -17,9 +17,9 @@ from data.ett import COLUMNS
 from forecasters import name_of
 from train_TS import Settings as TrainSettings
 from train_TS import Windows
-from training.checkpoint import load_run, load_weights, reading
+from training.checkpoint import load_run, load_weights
 from training.configurator import configure, parse_list, restored, setting
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 from training.files import check_output, here, replacing
 
 SAME = ("dataset", "horizon")  # what runs in one file share

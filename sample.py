@@ -17,9 +17,9 @@ from data.corpus import GPT2_VOCAB, codec, gpt2_codec
 from model import GPT
 from train import Settings as TrainSettings
 from training import devices
-from training.checkpoint import load_run, load_weights, reading
+from training.checkpoint import load_run, load_weights
 from training.configurator import configure, require_at_least, restored, setting
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 from training.pretrained import architecture, load_pretrained
 
 

@@ -18,9 +18,8 @@ import torch
 from data.corpus import find_corpus, load_corpus
 from data.windows import IGNORED, WindowStream, draw_windows, text_windows, to_device
 from model import GPT
-from training.checkpoint import reading
 from training.configurator import configure, setting
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 from training.loop import Loop, LossMeter, counted
 from training.optimizer import Optimizer
 from training.originals import LANGUAGE_MODEL
@@ -92,12 +91,12 @@ def validation_windows(corpus, cfg):
     return inputs.reshape(shape), targets.reshape(shape)
 
 
-def evaluate(network, windows, process, run):
+def evaluate(network, windows, process):
     """Mean loss over the validation text, the same windows for every run whatever its seed and batch size."""
     inputs, targets = windows
     counts = [int((part != IGNORED).sum()) for part in targets]
     means = torch.zeros(len(counts), device=process.device)
-    for i in run.unless_stopped(process.world.part(len(counts))):
+    for i in process.world.part(len(counts)):
         x, y = to_device(inputs[i], process.device).long(), to_device(targets[i], process.device)
         with process.autocast():
             means[i] = network(x, y)[1]
@@ -162,7 +161,7 @@ def training(cfg, **one_of_several):
     sequences = cfg.batch_size * cfg.gradient_accumulation_steps
     loop = Loop(
         cfg, process, run, model, optimizer, meter,
-        evaluate=lambda: evaluate(network, validation, process, run),
+        evaluate=lambda: evaluate(network, validation, process),
         headline=headline,
         cost=lambda step: counted(cost, sequences, cfg.block_size),
         state=lambda: dict(corpus=corpus.meta),  # sample.py decodes with it

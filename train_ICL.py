@@ -141,13 +141,13 @@ def losses(network, layout, x, y, weight):
     return {"overall_loss": (error.mean(0) * weight).sum(), "zero": (target.square().mean(0) * weight).sum()}
 
 
-def evaluate(network, cfg, process, run):
+def evaluate(network, cfg, process):
     """Squared error by number of examples seen, at full size, on prompts that are not in the pool."""
     layout, device = cfg.layout, process.device
     firsts = range(0, cfg.eval_prompts, cfg.eval_batch_size)
     shape = len(firsts), layout.count(cfg.points)
     errors = torch.zeros(shape, dtype=torch.float64, device=device)  # summed over prompts
-    for i in run.unless_stopped(process.world.part(len(firsts))):
+    for i in process.world.part(len(firsts)):
         count = min(cfg.eval_batch_size, cfg.eval_prompts - firsts[i])
         x, y = evaluation_prompts(first=firsts[i], count=count, n_points=cfg.points, device=device, **cfg.task())
         with process.autocast():
@@ -231,7 +231,7 @@ def training(cfg, **one_of_several):
         return found
 
     loop = Loop(
-        cfg, process, run, model, optimizer, meter, evaluate=lambda: evaluate(network, cfg, process, run),
+        cfg, process, run, model, optimizer, meter, evaluate=lambda: evaluate(network, cfg, process),
         headline=headline, cost=step_cost, summary=summary, state=lambda: dict(curriculum=asdict(curriculum)),
     )  # fmt: skip
     if run.saved and run.saved["curriculum"] != asdict(curriculum):

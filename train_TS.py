@@ -198,13 +198,15 @@ def training(cfg, **one_of_several):
 
     def evaluate():
         with process.autocast():
-            metrics = data.evaluate(network, process.world, run.unless_stopped)
+            return data.evaluate(network, process.world)
+
+    def line(metrics):
         best.add(loop.step, metrics, model)
         return metrics | best.line
 
     best, cost = Best(run.saved), model.compute(cfg.look_back)
     loop = Loop(
-        cfg, process, run, model, optimizer, meter, evaluate=evaluate, headline=headline,
+        cfg, process, run, model, optimizer, meter, evaluate=evaluate, headline=headline, line=line,
         cost=lambda step: counted(cost, cfg.batch_size, cfg.look_back),
         state=lambda: dict(sha256=data.sha256, **best.state()),  # a resume must find the same series
     )  # fmt: skip

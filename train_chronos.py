@@ -109,7 +109,7 @@ def losses(network, input_ids, attention_mask, labels):
     return {"train/loss": network(input_ids, attention_mask, labels)}
 
 
-def errors(model, data, cfg, process, run, split):
+def errors(model, data, cfg, process, split):
     """Errors of the library's quantile forecasts: MSE and MAE of the median, and the mean weighted quantile loss.
 
     The last is 2 sum(pinball loss) / sum |y|, averaged over the quantiles 0.1 to 0.9. A batch of series has its own
@@ -122,7 +122,7 @@ def errors(model, data, cfg, process, run, split):
     sums = torch.zeros(len(batches), 4, dtype=torch.float64)
     levels = torch.tensor(QUANTILES, dtype=torch.float64)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), process.autocast():
-        for i in run.unless_stopped(process.world.part(len(batches))):
+        for i in process.world.part(len(batches)):
             torch.manual_seed(i)
             chosen = torch.tensor(series[batches[i] : batches[i] + cfg.eval_batch_size])
             past, future = data.batch(chosen[:, 0])  # (B, look_back, channels)
@@ -137,8 +137,8 @@ def errors(model, data, cfg, process, run, split):
     return dict(mse=squared / count, mae=absolute / count, wql=pinball / len(QUANTILES) / size)
 
 
-def evaluate(model, data, cfg, process, run):
-    val, test = (errors(model, data, cfg, process, run, split) for split in ("val", "test"))
+def evaluate(model, data, cfg, process):
+    val, test = (errors(model, data, cfg, process, split) for split in ("val", "test"))
     return {"val/mse": val["mse"], "val/wql": val["wql"], **{f"test/{name}": value for name, value in test.items()}}
 
 
@@ -188,7 +188,7 @@ def training(cfg):
     cost = model.compute(model.block_size)
     loop = Loop(
         cfg, process, run, model, optimizer, meter, headline=headline,
-        evaluate=lambda: evaluate(model, data, cfg, process, run),
+        evaluate=lambda: evaluate(model, data, cfg, process),
         cost=lambda step: counted(cost, cfg.batch_size, model.block_size),
         state=lambda: dict(sha256=data.sha256),
     )  # fmt: skip

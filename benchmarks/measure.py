@@ -19,11 +19,11 @@ from torch.utils.benchmark import Timer
 
 from structured import STRUCTURES
 from training.capture import WARM_UP
-from training.configurator import parse_list, require_at_least, setting
+from training.configurator import parse_list, require_at_least, require_at_most, setting
 from training.devices import DTYPES
 from training.errors import BadInput
 from training.files import check_output
-from training.settings import StructureSettings, foreign
+from training.settings import AT_MOST, StructureSettings, foreign
 
 LEAST_MS = 50  # of calls in one timing
 CUBE = 8192  # side of the matrices whose product shows what a card can do
@@ -43,6 +43,7 @@ class BenchSettings:
         if self.out:
             check_output(self.out)
         require_at_least(self, {f.name: min(f.default, 1) for f in fields(self) if type(f.default) is int})
+        require_at_most(self, AT_MOST)
         if self.seed == -1:
             self.seed = secrets.randbits(31)
 

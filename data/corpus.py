@@ -365,6 +365,7 @@ def _check_meta(meta, where):
         alphabet = meta.get("alphabet")
         distinct = isinstance(alphabet, str) and len(set(alphabet)) == len(alphabet) == meta["vocab_size"]
         require(distinct, f"needs an alphabet of vocab_size ({meta['vocab_size']}) distinct characters")
+    require(isinstance(meta.get("sha256", {}), dict), "has no hash for each split in its sha256")
 
 
 def _how_to_make(folder):
@@ -398,7 +399,7 @@ def _verify(folder, splits, meta):
     Both read the whole file, a second or two a GB, so verified.json beside it notes what was found good: a later start
     reads a file again only if its size, its times or its hash in meta.json have changed.
     """
-    note, hashes = folder / "verified.json", meta.get("sha256") or {}
+    note, hashes = folder / "verified.json", meta.get("sha256", {})
     try:
         known = json.loads(note.read_text())
     except (OSError, ValueError):

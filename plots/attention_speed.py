@@ -17,7 +17,7 @@ from plots.names import MLR, STRUCTURES
 from plots.records import plain_arguments
 from plots.speed_table import DEFAULT, FLASH, PASSES, by_length, read
 from plots.style import DARK_GREY, GREY, legend_below, line_key, picture
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 
 CURVES = {  # (structure, backend) of a row: (name, look)
     ("MLR", "triton"): ("MLR attention, fused", dict(color=STRUCTURES[MLR][1], marker="D", linestyle="-")),
@@ -66,9 +66,9 @@ def main(argv=None):
     record = read(args.record)
     if record.get("command") != "attention":
         raise BadInput(f"{args.record} holds no rows of bench.py attention; make it with: {HOW}{args.record}")
-    lengths = by_length(record)
-    check_complete(args.record, lengths)
-    with picture(args.out, panels=len(PASSES)) as axes:
+    with reading(args.record), picture(args.out, panels=len(PASSES)) as axes:
+        lengths = by_length(record)
+        check_complete(args.record, lengths)
         draw(axes, lengths)
         axes[0].get_figure(root=True).suptitle(record["device"], fontsize=8, color=DARK_GREY)
 

@@ -18,7 +18,7 @@ from plots.names import ICL_SIZES
 from plots.records import arguments, by_setting, check_same, runs_of, tuned
 from plots.style import GREY, draw_curves, label_ends, line_styles, log_ticks, picture, shared_legend
 from plots.tables import final_table
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 
 ERROR = "eval/last"  # the error at the last position of a prompt
 TASK = (
@@ -82,7 +82,9 @@ def panels_of(runs, curves):
 
 def baselines(runs):
     """{name: errors by examples seen}; every evaluation of a task has the same ones, that a record keeps once."""
-    return next((line["baselines"] for line in reversed(runs[0].metrics) if "baselines" in line), {})
+    with reading(runs[0].folder / "metrics.jsonl"):
+        kept = next((line["baselines"] for line in reversed(runs[0].metrics) if "baselines" in line), {})
+        return {name: [float(error) for error in errors] for name, errors in kept.items()}
 
 
 @command

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plots.names import STRUCTURES
 from plots.records import grouped, plain_arguments
 from plots.tables import show
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 
 DEFAULT, FLASH = ("SDPA", "default"), ("SDPA", "flash")
 FUSED = ("triton", "blockwise")  # MLR's fast paths: on a GPU, on a CPU
@@ -44,7 +44,10 @@ def by_length(record):
 
 
 def fused(rows):
-    return next(rows["MLR", backend] for backend in FUSED if rows.get(("MLR", backend), {}).get("forward_ms"))
+    for backend in FUSED:
+        if rows.get(("MLR", backend), {}).get("forward_ms"):
+            return rows["MLR", backend]
+    raise BadInput(f"a length has no times of MLR attention, {' or '.join(FUSED)}; make the record again")
 
 
 def span(record, key, beside=DEFAULT):
@@ -122,7 +125,7 @@ def decode(record):
     return table, f"{device_words(record)}, batch {record['batch']}."
 
 
-KINDS = {"attention": attention, "step": step, "icl": icl, None: decode}  # the record's command: its table
+KINDS = dict(attention=attention, step=step, icl=icl, decode=decode)  # the record's command: its table
 
 
 @command
@@ -131,13 +134,11 @@ def main(argv=None):
     parser.add_argument("records", nargs="+", help="JSON files that bench.py --out wrote, of one kind")
     paths = parser.parse_args(argv).records
     records = [read(path) for path in paths]
-    kind, *others = {record.get("command") for record in records}
+    kind, *others = {str(record.get("command", "decode")) for record in records}
     if others or kind not in KINDS or (kind != "step" and len(records) > 1):
         raise BadInput(f"one record of {', '.join(map(str, KINDS))}, or several of step, please; not {' '.join(paths)}")
-    try:
+    with reading(" ".join(paths)):
         table, words = KINDS[kind](*records)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise BadInput(f"{' '.join(paths)}: a row is damaged or missing ({error!r})") from None
     show(table, words=words)
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plots.records import plain_arguments
 from plots.style import GREY, KEYS, LINES, picture
 from plots.ts_kinds import look
-from training.errors import BadInput, command
+from training.errors import BadInput, command, reading
 
 
 def read_record(path):
@@ -50,15 +50,10 @@ def draw(ax, record, panel):
     return errors
 
 
-@command
-def main(argv=None):
-    parser = plain_arguments(__doc__)
-    parser.add_argument("record", help="JSON file that forecast_TS.py wrote")
-    parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
-    args = parser.parse_args(argv)
-    record = read_record(args.record)
+def draw_panels(record, out):
+    """The picture, a panel for each window; returns the lines that say the errors."""
     panels, said = record["panels"], []
-    with picture(args.out, [f"test window {panel['window']}" for panel in panels], columns=2) as axes:
+    with picture(out, [f"test window {panel['window']}" for panel in panels], columns=2) as axes:
         for ax, panel in zip(axes, panels, strict=True):
             for label, error in draw(ax, record, panel).items():
                 said.append(f"window {panel['window']}, {record['channel']}: mse {error:.4f}  {label}")
@@ -66,6 +61,18 @@ def main(argv=None):
         wide = sum(map(len, labels)) > 40 * min(2, len(panels))
         columns = min(2, len(panels)) if wide else len(labels)
         axes[0].get_figure(root=True).legend(keys, labels, ncols=columns, loc="outside lower center", **KEYS)
+    return said
+
+
+@command
+def main(argv=None):
+    parser = plain_arguments(__doc__)
+    parser.add_argument("record", help="JSON file that forecast_TS.py wrote")
+    parser.add_argument("--out", required=True, help="picture to write, as PNG and as SVG")
+    args = parser.parse_args(argv)
+    record = read_record(args.record)
+    with reading(args.record):
+        said = draw_panels(record, args.out)
     print("\n".join(said))
 
 

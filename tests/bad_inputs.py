@@ -9,31 +9,62 @@ import dataclasses
 import importlib
 import io
 import json
+import random
 import runpy
+import socket
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
 import torch
+from matplotlib.figure import Figure
 from runs import TINY, TINY_ICL, TINY_LM, flags, waves, write_corpus, write_series
 
+import bench
 import evaluate_ICL
 import forecast_TS
 import sample
 import train
+import train_chronos
 import train_ICL
 import train_TS
-from plots import icl_table, lm_table, ts_table
+from plots import (
+    attention_speed,
+    icl_compute,
+    icl_examples,
+    icl_table,
+    icl_width,
+    ledger,
+    lm_compute,
+    lm_curves,
+    lm_laws,
+    lm_levels,
+    lm_pairs,
+    lm_rates,
+    lm_table,
+    speed_table,
+    ts_forecasts,
+    ts_horizon,
+    ts_pairs,
+    ts_table,
+)  # fmt: skip
 from scripts import collect
 from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_TS = dict(TINY, look_back=16, horizon=5, batch_size=8, init_lr=3e-4, mlr_rank_list="4|2|2")
+TINY_CHRONOS = dict(
+    look_back=16, horizon=5, n_layer=1, d_model=16, n_head=2, d_head=8, d_ff=16, n_tokens=32, batch_size=2, max_iters=2,
+    eval_interval=2, eval_windows=2, num_samples=2, mlr_rank_list="4|2|2", device="cpu",
+)  # fmt: skip
 ROWS = (90, 40, 30)
+MLR = dict(token_mixing_struct="multi_level_low_rank", mlr_rank_list="4|2|2")
 WORDS = ["", "x", "None", "a|b", "é", "/", "-", "4|", "|", "1:2:3", "8|x", "\x00", "a\nb", "a" * 300]
 NUMBERS = [
     "nan", "inf", "-inf", "1e999", "-1", "-2", "0", "0.5", "-0.5", "1e-400", "1000000000", "2147483648",
     "4611686018427387904", "9223372036854775808", "-9223372036854775809",
 ]  # fmt: skip
+STANDS_FOR = dict(n_head="d_head", dataset="meta.json", out="write", d_model="widths")
 COUNTS = ("max_new_tokens", "prompts", "num_samples")  # of what a reader does
 DEVICES = ["meta", "cuda:99", "tpu", "cuda:-1"]
 LINES = ["[]", "3", "null", "{}", '{"step": "x"}', '{"step": -1}', '{"step": 1e999}', '{"step": 2', '{"step": [1]}']
@@ -45,7 +76,7 @@ class Taken(Exception):
 
 
 class Place:
-    """A folder with data and a finished run of each training script."""
+    """A folder with data, and two finished runs of each training script, of two structures."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -57,18 +88,23 @@ class Place:
             train_ICL: dict(TINY_ICL),
             train_TS: dict(TINY_TS, data_dir=folder),
         }
-        self.runs = {script: folder / f"run_{script.__name__}" for script in self.base}
+        self.runs = {script: folder / f"run_{script.__name__}" / "one" for script in self.base}
         with contextlib.redirect_stdout(io.StringIO()):
             for script, out_dir in self.runs.items():
                 script.main(flags(self.base[script], out_dir=out_dir))
+                script.main(flags(self.base[script], MLR, out_dir=out_dir.with_name("two")))
 
-    def outcome(self, main, argv, untouched=None):
-        """None if all is well, else what is wrong with how main(argv) ends."""
+    def outcome(self, main, argv, untouched=None, named=()):
+        """None if all is well, else what is wrong with how main(argv) ends; a refusal has one of the words `named`."""
         error = io.StringIO()
         before = listing(untouched)
         try:
             with (
                 mock.patch.object(Run, "start", side_effect=Taken),
+                mock.patch.object(bench, "line", side_effect=Taken),  # of the columns, before anything is measured
+                mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+                mock.patch.object(Figure, "savefig"),
+                mock.patch.object(Figure, "draw_without_rendering"),
                 contextlib.redirect_stdout(io.StringIO()),
                 contextlib.redirect_stderr(error),
             ):
@@ -79,6 +115,8 @@ class Place:
             lines = error.getvalue().splitlines()
             if end.code not in (0, None) and not (end.code == 2 and lines and lines[-1].count("error: ") == 1):
                 return f"status {end.code}: {lines[-3:]}"
+            if named and lines and not any(word in lines[-1] for word in named):
+                return f"none of {named} is named: {lines[-1]}"
             if len(lines) > 1 and not lines[0].startswith("usage:"):
                 return f"{len(lines)} lines: {lines[:3]}"
         except BaseException as wrong:
@@ -99,35 +137,132 @@ def settings_cases(place):
         evaluate_ICL: dict(out_dir=place.runs[train_ICL], prompts=2, device="cpu"),
         forecast_TS: dict(out_dir=place.runs[train_TS], windows="0", out=place.folder / "forecasts.json"),
     }
-    for script, base in (place.base | readers).items():
-        untouched = place.folder / "new" if script in place.base else base["out_dir"]
-        where = dict(out_dir=untouched) if script in place.base else {}
+    chronos = {train_chronos: dict(TINY_CHRONOS, data_dir=place.folder)} if find_spec("chronos") else {}
+    bases = place.base | chronos | readers
+    for script, base in bases.items():
+        untouched = base["out_dir"] if script in readers else place.folder / "new"
+        where = {} if script in readers else dict(out_dir=untouched)
         for field in dataclasses.fields(script.Settings):
             for value in [*NUMBERS, *WORDS, *(DEVICES if field.name == "device" else [])]:
                 if script in readers and field.name in COUNTS and big(value):
                     continue  # would be done as asked
-                yield script.main, flags(base, where, {field.name: value}), untouched
+                yield script.main, flags(base, where, {field.name: value}), untouched, words_for(field.name, value)
+
+
+def bench_cases(place):
+    """The same for the commands of bench.py, which come to the head of their table."""
+    for command, module in bench.COMMANDS.items():
+        for field in dataclasses.fields(module.Settings):
+            for value in [*NUMBERS, *WORDS, *(DEVICES if field.name == "device" else [])]:
+                argv = [command, *flags(dict(device="cpu"), {field.name: value})]
+                yield bench.main, argv, None, words_for(field.name, value)
+
+
+def words_for(name, value):
+    """What a refusal of the setting may name: the setting, its last word, its value, or what it stands for."""
+    return [name, name.rpartition("_")[2], STANDS_FOR.get(name, name), *filter(None, [value.replace("\n", " ")])]
 
 
 def big(value):
     return value in NUMBERS and value not in ("nan", "inf", "-inf", "1e999") and float(value) >= 1e6
 
 
+TABLES = {  # what reads runs of a script: (main, flags)
+    train: [(lm_table, []), (lm_table, ["--by-width"]), (lm_laws, []), (lm_pairs, []), (lm_rates, []), (lm_curves, [])],
+    train_ICL: [(icl_table, ["--ledger", "--steps=4", "--errors=0.5"])],
+    train_TS: [(ts_table, []), (ts_pairs, [])],
+}
+FIGURES = {
+    train: [(lm_compute, []), (lm_compute, ["--fit"]), (lm_levels, []), (lm_curves, [])],
+    train_ICL: [(icl_compute, []), (icl_examples, []), (icl_width, [])],
+    train_TS: [(ts_horizon, [])],
+}
+
+
 def record_cases(place):
-    """Every damage of a record, before a table of its runs, a collection of them and a resume."""
+    """Every damage of a record, before the tables and figures of its runs, a collection of them and a resume."""
+    picture = place.folder / "a.png"
     for script, out_dir in place.runs.items():
-        table = {train: lm_table, train_ICL: icl_table, train_TS: ts_table}[script]
-        for name, contents in (("run.json", RECORDS), ("metrics.jsonl", LINES)):
-            path = out_dir / name
-            whole = path.read_bytes()
-            damages = [c.encode() for c in contents] + [b"\xff\xfe" + whole[:40], whole[: len(whole) // 2], b""]
-            damages += list(of_metrics(whole) if name == "metrics.jsonl" else of_run(whole))
-            for damaged in damages:
-                path.write_bytes(damaged)
-                yield table.main, [out_dir], out_dir
+        damages = [
+            *damaged(out_dir / "run.json", of_run, RECORDS),
+            *damaged(out_dir / "metrics.jsonl", of_metrics, LINES),
+        ]
+        for number, damage in enumerate(damages):
+            with damage:
+                for module, more in [*TABLES[script], (ledger, [])]:
+                    yield module.main, [out_dir.parent, *more], out_dir
+                if number % 5 == 0:  # drawing takes its time
+                    for module, more in FIGURES[script]:
+                        yield module.main, [out_dir.parent, *more, "--out", picture], out_dir
                 yield collect.main, [out_dir.parent, place.folder / "collected"], out_dir
                 yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), out_dir
-            path.write_bytes(whole)
+
+
+def data_cases(place):
+    """Every damage of what describes a corpus and a series, and of what says who owns a folder."""
+    for script, folder in ((train, place.folder / "text"), (train_TS, place.folder / "ETTh1")):
+        for name in ("meta.json", "verified.json"):
+            if (folder / name).exists():
+                for damage in damaged(folder / name, of_json, RECORDS):
+                    with damage:
+                        yield script.main, flags(place.base[script], out_dir=place.folder / "new"), place.folder / "new"
+    for script, out_dir in place.runs.items():
+        owner = dict(pid=2**22 + 1, host=socket.gethostname(), since="2026-01-01 00:00:00")
+        (out_dir / "owner.json").write_text(json.dumps(owner))
+        for damage in damaged(out_dir / "owner.json", of_json, RECORDS):
+            with damage:
+                yield script.main, flags(place.base[script], out_dir=out_dir, init_from="resume", max_iters=8), out_dir
+
+
+def bench_record_cases(place):
+    """Every damage of the records that bench.py and forecast_TS.py write, before what draws them."""
+    picture = ["--out", place.folder / "a.png"]
+    forecast = place.folder / "forecasts.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        forecast_TS.main(flags(dict(out_dir=place.runs[train_TS], windows="0|3", out=forecast)))
+    readers = {forecast: [(ts_forecasts, picture)]}
+    for path in sorted((ROOT / "results" / "bench").glob("*.json")):
+        copied = place.folder / path.name
+        copied.write_bytes(path.read_bytes())
+        readers[copied] = [(speed_table, []), *([(attention_speed, picture)] if "attention" in path.name else [])]
+    for path, mains in readers.items():
+        for damage in damaged(path, of_nested, RECORDS):
+            with damage:
+                for module, more in mains:
+                    yield module.main, [path, *more], None
+
+
+def damaged(path, changes, contents):
+    """Contexts, each of another damage to a file, which is whole again behind it."""
+    whole = path.read_bytes()
+    damages = [c.encode() for c in contents] + [b"\xff\xfe" + whole[:40], whole[: len(whole) // 2], b""]
+    return [instead(path, whole, damage) for damage in [*damages, *changes(whole)]]
+
+
+@contextlib.contextmanager
+def instead(path, whole, damage):
+    path.write_bytes(damage)
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
+def of_json(whole):
+    """A JSON object without each of its keys, and with each of them another type."""
+    for changed in others(json.loads(whole)):
+        yield json.dumps(changed).encode()
+
+
+def of_nested(whole):
+    """The same for the object, and for the first object of each list in it, and of each list in that."""
+    record = json.loads(whole)
+    for changed in others(record):
+        yield json.dumps(changed).encode()
+    for key, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for changed in of_nested(json.dumps(value[0])):
+                yield json.dumps({**record, key: [json.loads(changed), *value[1:]]}).encode()
 
 
 def of_run(whole):
@@ -214,24 +349,25 @@ def command_cases(place):
 
 
 KINDS = dict(
-    commands=command_cases, settings=settings_cases, paths=path_cases, records=record_cases,
-    checkpoints=checkpoint_cases,
+    commands=command_cases, settings=settings_cases, bench=bench_cases, paths=path_cases, records=record_cases,
+    data=data_cases, bench_records=bench_record_cases, checkpoints=checkpoint_cases,
 )  # fmt: skip
 
 
-def table(folder):
-    """[(kind, tried, [(command, what is wrong), ..])] of all cases, with `folder` as the working folder."""
+def table(folder, share=1.0):
+    """[(kind, tried, [(command, what is wrong), ..])] of a share of the cases, with `folder` as the working folder."""
     with contextlib.chdir(folder):
-        return _table(folder)
+        return _table(folder, share)
 
 
-def _table(folder):
-    place, rows = Place(folder), []
+def _table(folder, share):
+    place, rows, drawn = Place(folder), [], random.Random(0)
     for kind, cases in KINDS.items():
         tried, wrong = 0, []
-        for main, argv, untouched in cases(place):
-            tried += 1
-            if problem := place.outcome(main, argv, untouched):
-                wrong.append((f"{main.__module__} {' '.join(map(str, argv[-3:]))!r}", problem))
+        for main, argv, untouched, *named in cases(place):
+            if drawn.random() < share:
+                tried += 1
+                if problem := place.outcome(main, argv, untouched, *named):
+                    wrong.append((f"{main.__module__} {' '.join(map(str, argv[-3:]))!r}", problem))
         rows.append((kind, tried, wrong))
     return rows

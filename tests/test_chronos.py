@@ -19,7 +19,6 @@ from data import kernel_synth
 from training.configurator import configure
 from training.errors import BadInput
 from training.process import Process
-from training.run import Run
 
 PACKAGES = pytest.mark.skipif(
     find_spec("chronos") is None or find_spec("transformers") is None,
@@ -426,10 +425,9 @@ def test_an_evaluation_is_the_librarys_forecast(argv):
     """Errors of the three evenly spaced test windows of every channel, by hand; the random state stays as it was."""
     cfg = configure(train_chronos.Settings, argv(eval_batch_size=100))
     data, model, process = train_chronos.Windows(cfg), model_of(argv()).eval(), Process(cfg)
-    run = Run(train_chronos.Settings(out_dir="nowhere"), "train_chronos.py", process.world)
     before = torch.get_rng_state()
-    got = train_chronos.errors(model, data, cfg, process, run, "test")
-    assert got == train_chronos.errors(model, data, cfg, process, run, "test")
+    got = train_chronos.errors(model, data, cfg, process, "test")
+    assert got == train_chronos.errors(model, data, cfg, process, "test")
     assert torch.equal(torch.get_rng_state(), before)
     rows = data.first["test"]
     past, future = data.batch(rows[:: len(rows) // 3][:3])

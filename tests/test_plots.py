@@ -918,7 +918,7 @@ def test_speed_table_of_attention_sets_the_default_first(tmp_path, capsys):
 def test_speed_table_names_a_record_that_lacks_a_row_and_records_that_make_no_table(tmp_path, capsys):
     a, b = write_bench(tmp_path / "a.json"), write_bench(tmp_path / "b.json", backend="gone")
     said = refusal(capsys, speed_table.main, b)
-    assert said == f"error: {b}: a row is damaged or missing (StopIteration())\n"
+    assert said == "error: a length has no times of MLR attention, triton or blockwise; make the record again\n"
     assert f"or several of step, please; not {a} {b}" in refusal(capsys, speed_table.main, a, b)
 
 

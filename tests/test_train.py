@@ -34,6 +34,7 @@ from runs import (
     timeless,
     write_corpus,
 )
+from torch._dynamo.output_graph import OutputGraph
 from torch.nn.functional import cross_entropy
 
 import train
@@ -363,7 +364,7 @@ def test_a_signal_during_the_evaluation_at_the_start(argv, whole, tmp_path, monk
 
 
 def test_a_stop_does_not_wait_for_a_long_evaluation(argv, tmp_path, monkeypatch):
-    """It stops between two batches of the one at step 4, which the resumed run makes whole."""
+    """It stops in the third batch of the one at step 4, which the resumed run makes whole."""
     to_device, seen = train.to_device, []
 
     def interrupted(array, device):
@@ -386,6 +387,28 @@ def test_a_stop_does_not_wait_for_a_long_evaluation(argv, tmp_path, monkeypatch)
     train.main(argv(out_dir=tmp_path / "run", eval_interval=2, init_from="resume"))
     train.main(argv(out_dir=tmp_path / "whole", eval_interval=2))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("graph", [1, 2])
+def test_a_stop_does_not_wait_for_a_compilation(graph, argv, whole, tmp_path, monkeypatch):
+    """Of the evaluation at step 0, which is saved, or of the first step, of which there is nothing to save."""
+    compile_graph, seen = OutputGraph.call_user_compiler, []
+
+    def interrupted(*given, **more):
+        seen.append(given)
+        if len(seen) == graph:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compile_graph(*given, **more)
+
+    torch._dynamo.reset()
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputGraph, "call_user_compiler", interrupted)
+        assert stops(train.main, argv(out_dir=tmp_path, compile=True)) == 128 + signal.SIGTERM
+    assert len(seen) == graph
+    assert record(tmp_path)["status"] == "stopped: SIGTERM"
+    assert (tmp_path / "ckpt.pt").exists() == (graph == 1)
+    train.main(argv(out_dir=tmp_path, init_from="auto"))
+    assert_same_run(tmp_path, whole)
 
 
 def test_a_signal_and_then_one_interrupt(argv, tmp_path, monkeypatch):

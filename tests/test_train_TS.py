@@ -306,7 +306,7 @@ def test_a_run_ends_when_its_patience_does(argv, tmp_path, monkeypatch):
     """val/mse by evaluation 3, 2, 5, 2, 2.5: the lowest is the second, and three in a row are no lower."""
     scripted = iter([3.0, 2.0, 5.0, 2.0, 2.5, 1.0])
 
-    def evaluate(self, forecast, world, parts):
+    def evaluate(self, forecast, world):
         value = next(scripted)
         return {"val/mse": value, "test/mse": 10 * value, "test/mae": value}
 
@@ -340,7 +340,7 @@ def test_patience_is_kept_through_a_stop(argv, tmp_path, monkeypatch):
 
 
 def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(argv, tmp_path, monkeypatch):
-    """It comes in the first batch of the first evaluation, is heard before the next, and the resume makes it whole."""
+    """It comes in the first batch of the first evaluation, which goes no further, and the resume makes it whole."""
     settings, batch, seen = dict(eval_interval=2, max_iters=4, eval_batch_size=4), train_TS.Windows.batch, []
 
     def interrupted(self, rows):

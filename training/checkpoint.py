@@ -1,6 +1,5 @@
 """Checkpoints on disk: written whole or not at all, read as plain types and tensors."""
 
-import contextlib
 import zipfile
 from pathlib import Path
 
@@ -43,18 +42,6 @@ def load_checkpoint(path, map_location="cpu"):
         if not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise BadInput(f"{path}: its {name} is {type(state[name]).__name__}, it must be {kind.__name__}")
     return state
-
-
-@contextlib.contextmanager
-def reading(path):
-    """Where a checkpoint is taken apart: BadInput if something in it is missing or of another type."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise BadInput(f"{path} is not whole, or of another version of this project ({why})") from error
 
 
 CHOICES = ("last", "best", "auto")  # which of a run's two checkpoints

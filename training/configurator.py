@@ -126,9 +126,9 @@ def fits(value, kind):
 
 
 def require_at_most(settings, most):
-    """Raise BadInput for the first setting above its greatest value; most: {name: value}."""
+    """Raise BadInput for the first setting above its greatest value; most: {name: value}, of settings that may lack."""
     for name, value in most.items():
-        if getattr(settings, name) > value:
+        if getattr(settings, name, value) > value:
             raise BadInput(f"{name} is {getattr(settings, name)}, it must be at most {value:,}")
 
 

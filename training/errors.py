@@ -1,5 +1,6 @@
 """How a command ends when something is wrong: one line on stderr and an exit status, no traceback."""
 
+import contextlib
 import errno
 import functools
 import sys
@@ -7,7 +8,7 @@ import sys
 from structured.errors import BadInput
 from training.launched import place
 
-__all__ = ["BadInput", "WriteError", "command", "fail"]
+__all__ = ["BadInput", "WriteError", "command", "fail", "reading"]
 
 
 class WriteError(OSError):
@@ -25,6 +26,18 @@ def out_of_memory(error):
     """Whether the memory of the host or of a GPU was too small; PyTorch has no type of its own for the host's."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "DefaultCPUAllocator" in str(error)
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Where a file is taken apart: BadInput if something in it is missing or of another type."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, BadInput):
+            raise
+        why = ": ".join(filter(None, [type(error).__name__, str(error).partition("\n")[0]]))
+        raise BadInput(f"{path} is not whole, or of another version of this project ({why})") from error
 
 
 def command(main):

@@ -20,9 +20,9 @@ from signal import Signals
 import torch
 
 from training import devices
-from training.checkpoint import load_weights, reading
+from training.checkpoint import load_weights
 from training.distributed import held
-from training.errors import BadInput, fail
+from training.errors import BadInput, fail, reading
 from training.signals import StopRequested, say
 
 NEVER = torch.iinfo(torch.long).max  # the step at which nothing went wrong
@@ -36,9 +36,10 @@ class Loop:
     """Iterating gives the number of every step to take; before, between and after them it does what is due.
 
     evaluate()          metrics, a dict, the same in every process; called without gradients, the model in eval mode;
-                        its batches go through run.unless_stopped, so that a stop need not wait for its end
+                        a stop of a run of one process does not wait for its end
     headline(metrics)   the evaluation's words in the progress output, and the number that "best" compares
     cost(step)          Counter of what a step adds to tokens, compute, non_emb_compute and paper_compute
+    line(metrics)       the evaluation's line of the record, once it is whole; the metrics themselves
     summary(means)      metrics of a progress line from the means of the losses since the last one; they themselves
     state()             what a checkpoint also holds: plain types and tensors
     always_save         save after every evaluation, not only after the best and the last
@@ -49,11 +50,11 @@ class Loop:
 
     def __init__(
         self, cfg, process, run, model, optimizer, meter, *,
-        evaluate, headline, cost, summary=lambda means: means, state=dict, always_save=True,
+        evaluate, headline, cost, line=dict, summary=dict, state=dict, always_save=True,
     ):  # fmt: skip
         self.cfg, self.process, self.world, self.run = cfg, process, process.world, run
         self.model, self.optimizer, self.meter = model, optimizer, meter
-        self.evaluate, self.headline, self.summary, self.cost = evaluate, headline, summary, cost
+        self.evaluate, self.headline, self.cost, self.line, self.summary = evaluate, headline, cost, line, summary
         self.own_state, self.always_save = state, always_save
         self.step, self.best, self.counters, self.clock = 0, math.inf, Counter(), Clock(process.device)
         self.status, self.evaluated = "finished", None  # the step of the last evaluation that came to its end
@@ -114,6 +115,7 @@ class Loop:
         cfg = self.cfg
         self.mark = (self.step, self.counters["tokens"], self.clock.seconds)
         self.clock.resume()
+        compiles = cfg.compile  # in the first step, for a minute or so
         while True:
             last = self.step >= cfg.max_iters
             if (self.step % cfg.eval_interval == 0 or last) and self.evaluated != self.step:
@@ -125,7 +127,9 @@ class Loop:
                 self._save()
                 self.status = f"stopped: {stop}"
                 return
-            yield self.step
+            with self.run.leaving() if compiles else contextlib.nullcontext():
+                yield self.step
+            compiles = False
             self.meter.count += 1
             self.counters += self.cost(self.step)
             self.step += 1
@@ -135,17 +139,21 @@ class Loop:
     def __exit__(self, kind, error, trace):
         if isinstance(error, NonFinite):
             self.status = f"failed: {error}"
+        elif isinstance(error, StopRequested):  # in the first step, which nothing is kept of
+            self.status = f"stopped: {self.run.stop_requested}"
         elif error is not None:
             self.status = f"failed: {kind.__name__}: {error}"
         self.run.finish(self.status)
-        if error is None or isinstance(error, NonFinite):
+        if error is None or isinstance(error, NonFinite | StopRequested):
             self._leave()
 
     def _leave(self):
         """The end that all processes have come to."""
         end, _, why = self.status.partition(": ")
         if end == "stopped":
-            say(f"{self.status} at step {self.step}; go on with --init_from=resume")
+            saved = (self.run.folder / "ckpt.pt").exists()
+            how = "go on with --init_from=resume" if saved else "begin again with the same command"
+            say(f"{self.status} at step {self.step}; {how}")
         self.world.leave()
         if end == "failed":
             fail(f"{why}; {self.run.last_good()}", 1)
@@ -185,8 +193,9 @@ class Loop:
 
     def _evaluate(self):
         self.meter.check()
-        with self.clock.paused():
-            metrics = self.evaluation()
+        with self.clock.paused(), self.run.leaving():
+            found = self.evaluation()
+        metrics = self.line(found)
         words, value = self.headline(metrics)
         if not math.isfinite(value):
             raise NonFinite(f"the evaluation at step {self.step} is not finite")

@@ -114,6 +114,8 @@ class RecordedRun:
         settings = self.record["settings"]
         if self.record["command"] == "train.py":
             tokens = next((line["val/tokens"] for line in self.metrics if "val/tokens" in line), None)
+            if type(tokens) not in (int, type(None)):
+                raise BadInput(f"{self.folder}/metrics.jsonl: val/tokens is {tokens!r}, not a whole number")
             settings = settings | dict(validation=WHOLE if tokens else RANDOM, val_tokens=tokens)
         return _Settings(settings, self.folder)
 

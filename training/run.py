@@ -21,7 +21,7 @@ from training.errors import BadInput, WriteError
 from training.files import linked, replacing
 from training.owner import Owner
 from training.records import read_metrics
-from training.signals import StopRequested, StopSignals, say
+from training.signals import StopSignals, say
 from training.tracking import Wandb
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,15 +89,9 @@ class Run:
     def stop_requested(self):
         return self.stop and self.stop.asked
 
-    def unless_stopped(self, batches):
-        """The batches of an evaluation one by one; StopRequested where a signal asks for a stop between two of them.
-
-        Several processes look at signals together, between steps only.
-        """
-        for batch in batches:
-            if self.stop_requested and self.world.size == 1:
-                raise StopRequested
-            yield batch
+    def leaving(self):
+        """A context in which a stop signal raises StopRequested; several processes look at signals between steps."""
+        return self.stop.leaving() if self.world.size == 1 else contextlib.nullcontext()
 
     def start(self, *, device, parameters, per_token):
         """Write run.json, repair metrics.jsonl after an interruption, take the stop signals.

@@ -150,6 +150,7 @@ AT_MOST = dict(
     n_layer=10_000, d_model=2**20, n_head=2**16, d_head=2**16, d_qk_head=2**16, btt_tt_rank=2**20, block_size=2**26,
     sliding_block_size=2**26, vocab_size=2**26, batch_size=2**24, gradient_accumulation_steps=2**24,
     eval_batch_size=2**24, eval_prompts=2**31, n_dims=2**20, n_positions=2**24, look_back=2**24, horizon=2**24,
+    d_ff=2**22, n_tokens=2**26,
 )  # fmt: skip
 
 
@@ -202,7 +203,7 @@ class RunSettings:
             raise BadInput(f"init_from is '{self.init_from}', there are {', '.join(STARTS)}")
         common = dict(log_interval=1, seed=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0)
         require_at_least(self, {**common, **self.AT_LEAST})
-        require_at_most(self, {name: most for name, most in AT_MOST.items() if hasattr(self, name)})
+        require_at_most(self, AT_MOST)
         for name in self.POSITIVE:
             if getattr(self, name) <= 0:
                 raise BadInput(f"{name} is {getattr(self, name)}, it must be above 0")

@@ -19,7 +19,7 @@ class StopSignals:
 
     def __init__(self, words="will save and stop after this step", patient=False):
         self.words, self.patient = words, patient
-        self.asked, self.interrupted, self.earlier = None, False, {}
+        self.asked, self.interrupted, self.at_once, self.earlier = None, False, False, {}
         for number in STOP_SIGNALS:
             if number not in OF_A_TERMINAL or signal.getsignal(number) != signal.SIG_IGN:
                 self.earlier[number] = signal.signal(number, self._note)
@@ -31,15 +31,32 @@ class StopSignals:
         self.asked = signal.Signals(number).name
         if self.words:
             with contextlib.suppress(OSError):  # nobody may read it any more
-                os.write(2, f"{self.asked}: {self.words}\n".encode())  # print may be what was interrupted
+                words = "will stop now" if self.at_once else self.words
+                os.write(2, f"{self.asked}: {words}\n".encode())  # print may be what was interrupted
+        self._leave()
+
+    def _leave(self):
+        if self.at_once and self.asked:
+            self.at_once = False
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def leaving(self):
+        """Inside, where nothing is lost by it, a stop signal raises StopRequested as soon as it comes."""
+        self.at_once = True
+        try:
+            self._leave()
+            yield
+        finally:
+            self.at_once = False
 
     def release(self):
         for number, handler in self.earlier.items():
             signal.signal(number, handler)
 
 
-class StopRequested(Exception):
-    """A stop signal came while the run was not taking steps."""
+class StopRequested(BaseException):
+    """A stop signal came where the run need not wait; no Exception, which PyTorch's compiler would take for its own."""
 
 
 def say(words):

@@ -49,21 +49,21 @@ class Windows:
         windows = self.values[(torch.as_tensor(rows)[:, None] + steps).to(self.values.device)]
         return windows[:, : self.look_back], windows[:, self.look_back :]
 
-    def errors(self, forecast, split, world=ALONE, parts=iter):
+    def errors(self, forecast, split, world=ALONE):
         """(MSE, MAE) of forecast(past) over every window, step and channel of a split.
 
-        Each process of `world` computes a part of it; `parts` iterates over its batches and may end them early.
+        Each process of `world` computes a part of it.
         """
         rows, size = self.first[split], self.eval_batch_size
         firsts = range(0, len(rows), size)
         sums = torch.zeros(len(firsts), 2, dtype=torch.float64)
-        for i in parts(world.part(len(firsts))):
+        for i in world.part(len(firsts)):
             past, future = self.batch(rows[firsts[i] : firsts[i] + size])
             error = (forecast(past).float() - future).cpu().double()  # not every device has float64
             sums[i] = torch.stack([error.square().sum(), error.abs().sum()])
         return (world.collect(sums).sum(0) / (len(rows) * self.horizon * self.channels)).tolist()
 
-    def evaluate(self, forecast, world=ALONE, parts=iter):
-        val_mse, _ = self.errors(forecast, "val", world, parts)
-        test_mse, test_mae = self.errors(forecast, "test", world, parts)
+    def evaluate(self, forecast, world=ALONE):
+        val_mse, _ = self.errors(forecast, "val", world)
+        test_mse, test_mae = self.errors(forecast, "test", world)
         return {"val/mse": val_mse, "test/mse": test_mse, "test/mae": test_mae}
