@@ -1,0 +1,218 @@
+"""Which pairs of queries and keys meet, where it is not all of one sequence: masks, packed sequences, cached keys."""
+
+from functools import lru_cache
+from itertools import pairwise
+from numbers import Integral
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from structured import dense, transforms
+from structured.errors import BadInput
+
+
+class Pairs(NamedTuple):
+    """What a call says of its pairs.
+
+    offset: the position of the first query. attn_mask: (1 or B, 1 or H, 1 or Tq, 1 or Tk), True or finite where a pair
+    may meet, or None. starts: those of packed sequences' queries and keys, each (N + 1,), or None. longest: a bound on
+    the length of a sequence, or None.
+    """
+
+    offset: int
+    attn_mask: Tensor | None = None
+    starts: tuple[Tensor, Tensor] | None = None
+    longest: int | None = None
+
+
+def check_pairs(q, k, attn_mask, cu_seqlens, max_seqlen, offset):
+    """The Pairs of a call, or None where they are all of one sequence; BadInput for what does not fit q and k."""
+    Tq, Tk = q.shape[2], k.shape[2]
+    if attn_mask is not None:
+        attn_mask = _checked_mask(attn_mask, q, Tk)
+    if cu_seqlens is not None:
+        if offset is not None:
+            raise BadInput(f"offset {offset} with cu_seqlens: queries are the last positions of their own sequence")
+        return Pairs(0, attn_mask, *_checked_starts(cu_seqlens, max_seqlen, q, Tk))
+    if max_seqlen is not None:
+        raise BadInput(f"max_seqlen {max_seqlen} without cu_seqlens: it bounds the lengths of packed sequences")
+    if offset is None:
+        offset = Tk - Tq
+    elif not isinstance(offset, Integral) or isinstance(offset, bool) or offset < min(0, Tk - Tq):
+        raise BadInput(
+            f"offset {offset}: the position of the first query is a whole number from {min(0, Tk - Tq)} on; "
+            f"{Tk - Tq} makes the {Tq} queries the last of {Tk} positions"
+        )
+    return None if Tq == Tk and not offset and attn_mask is None else Pairs(offset, attn_mask)
+
+
+def _checked_mask(mask, q, Tk):
+    """The mask as one of 4 dimensions."""
+    shape = *q.shape[:3], Tk
+    if not isinstance(mask, Tensor):
+        raise BadInput(f"attn_mask is a {type(mask).__name__}; give a tensor, True or finite where a pair may meet")
+    wrong = mask.ndim > 4 or any(n not in (1, m) for n, m in zip(mask.shape[::-1], shape[::-1], strict=False))
+    if wrong:
+        near = "; of keys alone it is mask[:, None, None]" if mask.ndim == 2 and mask.shape == (shape[0], Tk) else ""
+        raise BadInput(f"attn_mask {tuple(mask.shape)} does not broadcast to (B, H, Tq, Tk) = {tuple(shape)}{near}")
+    if mask.device != q.device:
+        raise BadInput(f"attn_mask is on {mask.device}, q on {q.device}; move them to one device")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise BadInput(f"attn_mask is {mask.dtype}; mask.bool() is True where a pair may meet, a floating one is added")
+    if mask.dtype != torch.bool:
+        mask = mask.to(torch.promote_types(q.dtype, torch.float32))
+    return mask[(None,) * (4 - mask.ndim)]
+
+
+def _checked_starts(cu_seqlens, max_seqlen, q, Tk):
+    """(starts of queries and keys, a bound on their lengths)."""
+    pair = tuple(cu_seqlens) if isinstance(cu_seqlens, (tuple, list)) else (cu_seqlens, cu_seqlens)
+    names = ("cu_seqlens",) if pair[0] is pair[-1] else ("cu_seqlens_q", "cu_seqlens_k")
+    if len(pair) != 2:
+        raise BadInput(f"cu_seqlens are one tensor, or two, of queries and of keys, not {len(pair)}")
+    if q.shape[0] != 1:
+        raise BadInput(f"cu_seqlens take sequences packed into a batch of 1, q has {q.shape[0]}")
+    if max_seqlen is not None and (not isinstance(max_seqlen, Integral) or max_seqlen < 0):
+        raise BadInput(f"max_seqlen {max_seqlen}: give the longest sequence's whole number of positions")
+    for name, starts in zip(names, pair, strict=False):
+        if not isinstance(starts, Tensor) or starts.ndim != 1 or starts.dtype not in (torch.int32, torch.int64):
+            what = f"{starts.dtype} {tuple(starts.shape)}" if isinstance(starts, Tensor) else type(starts).__name__
+            raise BadInput(f"{name} is a tensor (N + 1,) of int32 or int64, the starts and the end, not {what}")
+        if transforms.is_mapped(starts):
+            raise BadInput(f"{name} cannot be mapped by torch.vmap: each would have other lengths")
+        if starts.device != q.device:
+            raise BadInput(f"{name} is on {starts.device}, q on {q.device}; move them to one device")
+    if pair[0].shape != pair[1].shape or not len(pair[0]):
+        raise BadInput(f"cu_seqlens of {len(pair[0])} and {len(pair[1])} numbers; N sequences have N + 1 in both")
+    if len(names) == 1 and q.shape[2] != Tk:
+        raise BadInput(f"one cu_seqlens for {q.shape[2]} queries and {Tk} keys; give (cu_seqlens_q, cu_seqlens_k)")
+    for name, starts, T in zip(names, pair, (q.shape[2], Tk), strict=False):
+        _check_values(name, starts, max_seqlen, T)
+    return pair, max_seqlen
+
+
+def _check_values(name, starts, max_seqlen, T):
+    """BadInput unless the starts go from 0 to T and never back; an assertion on the device instead of a wait for it."""
+    words = f"it goes from 0 to {T}, the number of positions, and never back"
+    if torch.compiler.is_compiling() or (starts.is_cuda and max_seqlen is not None):
+        lengths = starts.diff()
+        good = (starts[0] == 0) & (starts[-1] == T) & (lengths >= 0).all()
+        if max_seqlen is not None:
+            good = good & (lengths <= max_seqlen).all()
+        torch._assert_async(good, f"{name}: {words}, no sequence longer than max_seqlen")
+        return
+    numbers = starts.tolist()
+    lengths = [end - start for start, end in pairwise(numbers)]
+    if numbers[0] != 0 or numbers[-1] != T or min(lengths, default=0) < 0:
+        wrong = next((n for n, length in enumerate(lengths) if length < 0), None)
+        found = f"goes from {numbers[0]} to {numbers[-1]}"
+        found = found if wrong is None else f"goes back, from {numbers[wrong]} to {numbers[wrong + 1]}"
+        raise BadInput(f"{name} {found}; {words}")
+    if max_seqlen is not None and max(lengths, default=0) > max_seqlen:
+        raise BadInput(f"max_seqlen {max_seqlen} is below {max(lengths)}, the longest sequence in {name}")
+
+
+def places(pairs, q, k):
+    """Positions (Tq,) and (Tk,) of queries and keys, and which are of one sequence, (Tq, Tk) or None for all."""
+    i, j = (torch.arange(x.shape[2], device=q.device) for x in (q, k))
+    if pairs.starts is None:
+        return i + pairs.offset, j, None
+    starts_q, starts_k = pairs.starts
+    n, m = (torch.searchsorted(starts[1:].contiguous(), x.to(starts.dtype), right=True)
+            for starts, x in ((starts_q, i), (starts_k, j)))  # fmt: skip
+    last = starts_k[1:] - starts_q[1:]  # of a sequence's queries and keys are at one position
+    return i - starts_k[n] + last[n], j - starts_k[m], n[:, None] == m
+
+
+def seen(pairs, q, k, causal, window=None):
+    """(mask, rows that see nothing) by positions, sequences and the mask, (B, H, Tq, Tk) and (.., Tq, 1) or smaller.
+
+    The mask, booleans or what is added to scores, shows these rows every key, so that a softmax has no NaN; see `zero`.
+    Both are None where every query sees all.
+    """
+    i, j, shown = places(pairs, q, k)
+    mask, added = pairs.attn_mask, None
+    if causal or window is not None:
+        back = i[:, None] - j
+        near = back >= 0 if window is None else dense.in_window(back, window, 0 if causal else window)
+        shown = near if shown is None else shown & near
+    if mask is not None:
+        mask, added = (mask, None) if mask.dtype == torch.bool else (mask > float("-inf"), mask)
+        shown = mask if shown is None else shown & mask
+    if shown is None:
+        return None, None
+    empty = ~shown.any(-1, keepdim=True)
+    if added is None:
+        return shown | empty, empty
+    return added.masked_fill(~shown, float("-inf")).masked_fill(empty, 0), empty
+
+
+def zero(out, empty):
+    """The output with 0 in the rows that see nothing, which so have no gradients."""
+    return out if empty is None else out.masked_fill(empty, 0)
+
+
+def attend(scores, q, k, v, pairs, *, causal, window=None, link="softmax", dropout=0):
+    """Dense attention by scores(q, k) over any pairs."""
+    mask, empty = seen(pairs, q, k, causal, window)
+    return zero(dense.attend_by(scores, q, k, v, mask, link=link, dropout=dropout), empty)
+
+
+def by_sequence(function, q, k, v, pairs):
+    """Packed sequences one by one, those of equal lengths together, as function(q, k, v, attn_mask=..) gives them."""
+    lengths = zip(*(tuple(starts.diff().tolist()) for starts in pairs.starts), strict=True)
+    groups, order_q, order_k, back = _grouping(tuple(lengths), q.device)
+    if not groups:
+        return function(q, k, v)  # of no queries
+    q, k, v = (x if at is None else x.index_select(2, at) for x, at in ((q, order_q), (k, order_k), (v, order_k)))
+    outputs, first_q, first_k = [], 0, 0
+    for n, length_q, length_k, rows, columns in groups:
+        here = [
+            x[0, :, first : first + n * length].unflatten(1, (n, length)).transpose(0, 1)
+            for x, first, length in ((q, first_q, length_q), (k, first_k, length_k), (v, first_k, length_k))
+        ]
+        mask = None if pairs.attn_mask is None else _mask_of(pairs.attn_mask, rows, columns)
+        outputs.append(function(*here, attn_mask=mask).transpose(0, 1).flatten(1, 2))
+        first_q, first_k = first_q + n * length_q, first_k + n * length_k
+    out = torch.cat(outputs, 1)[None]
+    return out if back is None else out.index_select(2, back)
+
+
+def _mask_of(mask, rows, columns):
+    """The mask (1, H, Tq, Tk) of a group of n sequences, (n, H, length, length); a dimension of 1 stays."""
+    rows, columns = (
+        at if size > 1 else at.new_zeros(len(at), 1) for at, size in zip((rows, columns), mask.shape[2:], strict=True)
+    )
+    return mask[0][:, rows[:, :, None], columns[:, None]].transpose(0, 1)
+
+
+@lru_cache(maxsize=16)
+def _grouping(lengths, device):
+    """Sequences by their pair of lengths: (groups, the queries and the keys in their order, the order back).
+
+    A group is (how many, length of the queries, of the keys, which queries (n, length), which keys). An order that
+    changes nothing is None. Sequences without queries are left out.
+    """
+    first_q, first_k, members = 0, 0, {}
+    for pair in lengths:
+        if pair[0]:
+            members.setdefault(pair, []).append((first_q, first_k))
+        first_q, first_k = first_q + pair[0], first_k + pair[1]
+    with torch.inference_mode(False):
+        groups = []
+        for (length_q, length_k), firsts in members.items():
+            rows, columns = (
+                torch.tensor(starts)[:, None] + torch.arange(length)
+                for starts, length in zip(zip(*firsts, strict=True), (length_q, length_k), strict=True)
+            )
+            groups.append((len(firsts), length_q, length_k, rows.to(device), columns.to(device)))
+        order_q, order_k = (
+            torch.cat([torch.empty(0, dtype=torch.long, device=device), *(group[of].flatten() for group in groups)])
+            for of in (3, 4)
+        )
+        back = order_q.argsort()
+        plain_q, plain_k = (
+            torch.equal(at, torch.arange(T, device=device)) for at, T in ((order_q, first_q), (order_k, first_k))
+        )
+    return groups, None if plain_q else order_q, None if plain_k else order_k, None if plain_q else back

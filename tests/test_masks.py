@@ -1,0 +1,160 @@
+"""Masks, packed sequences, queries that continue from a cache, and scales as tensors: the four functions as defined."""
+
+import functools
+
+import pytest
+import torch
+from compare import assert_same, with_gradients
+
+from structured import BadInput, attention, gswa_attention, mlr_attention, reference, window_attention
+
+NAMES = ("out", "dq", "dk", "dv")
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+FUNCTIONS = {  # name: (ours, the definition, arguments)
+    "standard": (attention, reference.attention, dict(scale=0.4)),
+    "window": (window_attention, reference.window_attention, dict(window=3, scale=0.4)),
+    "gswa": (gswa_attention, reference.gswa_attention, dict(ranks=(5, 3), window=2)),
+    "mlr": (mlr_attention, reference.mlr_attention, dict(ranks=(4, 2, 2), block_sizes=(16, 8, 4), weighting="shared")),
+    "mlr, other blocks": (mlr_attention, reference.mlr_attention, dict(ranks=(3, 5), block_sizes=(7, 5))),
+}
+
+
+def qkv(B, Tq, Tk, *, H=4, G=2, d=7, dtype=torch.float64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = (B, H, Tq, 8), (B, G, Tk, 8), (B, G, Tk, d)
+    return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def random_mask(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.6
+
+
+def added(*shape):
+    """What is added to scores, some of it -inf."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2)).masked_fill(~random_mask(*shape), -torch.inf)
+
+
+def starts(*lengths):
+    return torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+
+def padding(*lengths, T):
+    """(B, 1, 1, T): as many keys as these lengths, from the first on."""
+    return (torch.arange(T) < torch.tensor(lengths)[:, None])[:, None, None]
+
+
+CASES = {  # B, Tq, Tk, options
+    "booleans": (2, 11, 11, dict(attn_mask=random_mask(2, 4, 11, 11))),
+    "booleans for all heads": (2, 11, 11, dict(attn_mask=random_mask(11, 11))),
+    "added": (2, 11, 11, dict(attn_mask=added(2, 1, 11, 11))),
+    "added to every key": (1, 11, 11, dict(attn_mask=added(11))),
+    "right padding": (3, 19, 19, dict(attn_mask=padding(19, 4, 0, T=19))),
+    "left padding": (3, 19, 19, dict(attn_mask=padding(19, 4, 0, T=19).flip(3))),
+    "nothing is seen": (2, 5, 5, dict(attn_mask=torch.zeros(5, 5, dtype=torch.bool))),
+    "the last queries": (2, 5, 18, {}),
+    "one query": (2, 1, 18, {}),
+    "more queries than keys": (2, 9, 4, {}),
+    "no keys": (2, 3, 0, {}),
+    "queries in the middle": (2, 5, 18, dict(offset=6)),
+    "queries behind the keys": (2, 5, 8, dict(offset=10)),
+    "in the middle, masked": (2, 5, 18, dict(offset=6, attn_mask=random_mask(2, 4, 5, 18))),
+    "packed": (1, 40, 40, dict(cu_seqlens=starts(3, 17, 0, 1, 17, 2))),
+    "packed, one sequence": (1, 13, 13, dict(cu_seqlens=starts(13).long(), max_seqlen=13)),
+    "packed, no sequence": (1, 0, 0, dict(cu_seqlens=starts())),
+    "packed, masked": (1, 40, 40, dict(cu_seqlens=starts(3, 17, 17, 3), attn_mask=random_mask(1, 1, 40, 40))),
+    "packed, keys masked": (1, 40, 40, dict(cu_seqlens=starts(3, 17, 17, 3), attn_mask=random_mask(40))),
+    "packed, fewer queries": (1, 10, 40, dict(cu_seqlens=(starts(3, 1, 5, 0, 1), starts(3, 17, 5, 9, 6)))),
+    "packed, some without keys": (1, 10, 12, dict(cu_seqlens=(starts(3, 4, 0, 3), starts(0, 3, 5, 4)))),
+}
+
+
+def check(name, inputs, options, tolerance=1e-11, **more):
+    ours, definition, arguments = FUNCTIONS[name]
+    arguments = arguments | options
+    got = with_gradients(functools.partial(ours, **arguments, **more), inputs)
+    arguments.pop("max_seqlen", None)
+    want = with_gradients(functools.partial(definition, **arguments), [x.double() for x in inputs])
+    assert_same(got, want, NAMES, tolerance)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_against_the_definition(case, name):
+    B, Tq, Tk, options = CASES[case]
+    for causal, link in ((True, "softmax"), (False, "softmax"), (True, "identity")):
+        for d in (7, 8):  # 8 is as wide as queries are, for PyTorch's own attention
+            check(name, qkv(B, Tq, Tk, d=d), dict(options, causal=causal, link=link))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", ["right padding", "added", "packed, masked", "in the middle, masked"])
+def test_dtypes(case, dtype, name):
+    B, Tq, Tk, options = CASES[case]
+    inputs = qkv(B, Tq, Tk, d=8, dtype=dtype)
+    check(name, inputs, dict(options, causal=True), TOLERANCE[dtype])
+
+
+REFUSED = {  # Tq, Tk, options, words
+    "a mask of another shape": (6, 6, dict(attn_mask=random_mask(2, 4, 6, 5)), r"\(2, 4, 6, 5\) does not broadcast"),
+    "a mask of the keys alone": (6, 6, dict(attn_mask=random_mask(2, 6)), r"mask\[:, None, None\]"),
+    "a mask of numbers": (6, 6, dict(attn_mask=torch.ones(6, 6, dtype=torch.long)), r"torch.int64; mask.bool\(\)"),
+    "no tensor": (6, 6, dict(attn_mask=[True] * 6), "attn_mask is a list"),
+    "a mask on another device": (6, 6, dict(attn_mask=random_mask(6, 6).to("meta")), "attn_mask is on meta, q on cpu"),
+    "an offset too low": (4, 6, dict(offset=-1), "offset -1: .* from 0 on; 2 makes"),
+    "an offset that is no number": (4, 6, dict(offset=1.5), "offset 1.5"),
+    "max_seqlen alone": (6, 6, dict(max_seqlen=6), "max_seqlen 6 without cu_seqlens"),
+    "a batch": (6, 6, dict(cu_seqlens=starts(6)), "a batch of 1, q has 2"),
+    "a scale of another shape": (6, 6, dict(scale=torch.ones(3)), r"scale \(3,\) is no number, nor \(4,\)"),
+    "a scale of whole numbers": (6, 6, dict(scale=torch.ones(4).int()), "scale is torch.int32"),
+}
+REFUSED_PACKED = {  # of one sequence of 10
+    "another end": (dict(cu_seqlens=starts(4, 5)), "cu_seqlens goes from 0 to 9; it goes from 0 to 10"),
+    "another start": (dict(cu_seqlens=starts(4, 6)[1:]), "goes from 4 to 10"),
+    "back": (dict(cu_seqlens=torch.tensor([0, 7, 5, 10])), "goes back, from 7 to 5"),
+    "floating": (dict(cu_seqlens=starts(10).float()), "int32 or int64"),
+    "two dimensions": (dict(cu_seqlens=starts(10)[None]), r"not torch.int32 \(1, 2\)"),
+    "numbers of sequences": (dict(cu_seqlens=(starts(10), starts(4, 6))), "2 and 3 numbers"),
+    "keys that do not add up": (dict(cu_seqlens=(starts(4, 6), starts(4, 7))), "cu_seqlens_k goes from 0 to 11"),
+    "three": (dict(cu_seqlens=(starts(10),) * 3), "not 3"),
+    "a longer sequence": (dict(cu_seqlens=starts(4, 6), max_seqlen=5), "max_seqlen 5 is below 6"),
+    "with an offset": (dict(cu_seqlens=starts(10), offset=0), "offset 0 with cu_seqlens"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    Tq, Tk, options, words = REFUSED[case]
+    for name in ("standard", "mlr") if "scale" not in options else ("standard", "window"):
+        with pytest.raises(BadInput, match=words) as error:
+            FUNCTIONS[name][0](*qkv(2, Tq, Tk), **FUNCTIONS[name][2] | options)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("case", REFUSED_PACKED)
+def test_refusals_of_sequences(case):
+    options, words = REFUSED_PACKED[case]
+    for name in ("window", "mlr"):
+        with pytest.raises(BadInput, match=words) as error:
+            FUNCTIONS[name][0](*qkv(1, 10, 10), **FUNCTIONS[name][2] | options)
+        assert "\n" not in str(error.value)
+
+
+def test_one_cu_seqlens_takes_as_many_queries_as_keys():
+    with pytest.raises(BadInput, match="for 4 queries and 6 keys; give"):
+        attention(*qkv(1, 4, 6), scale=1, cu_seqlens=starts(6))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 4, 1, 1), (2, 4, 9, 1)], ids=str)
+def test_scales_as_tensors(shape):
+    """Gradients of a scale, too."""
+    scale = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5
+    for name in ("standard", "window", "gswa"):
+        ours, definition, arguments = FUNCTIONS[name]
+
+        def scaled(function, q, k, v, s, name=name, arguments=arguments):
+            return function(q, k, v, **arguments | (dict(scales=(s, s * s)) if name == "gswa" else dict(scale=s)))
+
+        inputs = [*qkv(2, 9, 9), scale]
+        got, want = (with_gradients(functools.partial(scaled, function), inputs) for function in (ours, definition))
+        assert_same(got, want, [*NAMES, "d scale"])
