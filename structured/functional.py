@@ -375,13 +375,14 @@ def _scaled(q, scale):
 def check_inputs(q, k, v, link="softmax", dropout=0):
     """q, k and v as all functions here take them, in one dtype under autocast; BadInput for what no path takes."""
     shapes = q.shape, k.shape, v.shape
-    wanted = "q, k, v are (B, H, Tq, r), (B, G, Tk, r), (B, G, Tk, d), not " + _listed_shapes(shapes)
     if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0]:
-        raise BadInput(wanted)
+        raise BadInput("q, k, v are (B, H, Tq, r), (B, G, Tk, r), (B, G, Tk, d), not " + _listed_shapes(shapes))
     (_, H, _, r), G = q.shape, k.shape[1]
     if k.shape[3] != r:
         words = f"q has {r} features, k {k.shape[3]}; both take part in the same products and must have as many"
-        raise BadInput(f"{wanted}: {words}")
+        raise BadInput(
+            f"q, k, v are (B, H, Tq, r), (B, G, Tk, r), (B, G, Tk, d), not {_listed_shapes(shapes)}: {words}"
+        )
     if H != G and (not G or H % G):
         near = f"; {max(1, round(H / G)) * G} query heads would do" if G else ""
         raise BadInput(f"{G} key heads do not divide {H} query heads{near}")

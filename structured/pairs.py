@@ -165,16 +165,17 @@ def by_sequence(function, q, k, v, pairs):
     groups, order_q, order_k, back = _grouping(tuple(lengths), q.device)
     if not groups:
         return function(q, k, v)  # of no queries
-    q, k, v = (x if at is None else x.index_select(2, at) for x, at in ((q, order_q), (k, order_k), (v, order_k)))
-    outputs, first_q, first_k = [], 0, 0
-    for n, length_q, length_k, rows, columns in groups:
-        here = [
-            x[0, :, first : first + n * length].unflatten(1, (n, length)).transpose(0, 1)
-            for x, first, length in ((q, first_q, length_q), (k, first_k, length_k), (v, first_k, length_k))
-        ]
-        mask = None if pairs.attn_mask is None else _mask_of(pairs.attn_mask, rows, columns)
-        outputs.append(function(*here, attn_mask=mask).transpose(0, 1).flatten(1, 2))
-        first_q, first_k = first_q + n * length_q, first_k + n * length_k
+    in_groups = []
+    for x, order, of in ((q, order_q, 1), (k, order_k, 2), (v, order_k, 2)):
+        x = x[0] if order is None else x[0].index_select(1, order)
+        parts = x.split([group[0] * group[of] for group in groups], 1)
+        in_groups.append([
+            part.unflatten(1, (group[0], group[of])).transpose(0, 1) for part, group in zip(parts, groups, strict=True)
+        ])  # fmt: skip
+    outputs = []
+    for (_, _, _, *rows_and_keys), *x in zip(groups, *in_groups, strict=True):
+        mask = None if pairs.attn_mask is None else _mask_of(pairs.attn_mask, *rows_and_keys)
+        outputs.append(function(*x, attn_mask=mask).transpose(0, 1).flatten(1, 2))
     out = torch.cat(outputs, 1)[None]
     return out if back is None else out.index_select(2, back)
 
