@@ -235,6 +235,13 @@ def mlr_attention(
     if meet is not None and _one_by_one(meet):
         options |= dict(weighting=weighting, backend=backend)
         return pairs.by_sequence(partial(mlr_attention, ranks=ranks, block_sizes=block_sizes, **options), q, k, v, meet)
+    if meet is not None and pairs.hides_keys_alone(meet, q, k) and block_sizes[0] >= k.shape[2]:
+        r, *finer = ranks  # the feature that hides keys is one of the level on which all meet
+        wider = [*pairs.hide(meet.attn_mask, torch.cat([q[..., :r] * ((r + 1) / max(1, r)), q[..., r:]], -1), k), v]
+        name = mlr_backend(*wider, block_sizes, link=link, dropout=dropout, backend=backend)
+        if name != "dense":
+            out = operators.mlr_attention(*wider, (r + 1, *finer), block_sizes, weighting, causal, name)
+            return pairs.zero(out, pairs.see_nothing(meet.attn_mask, causal))
     name = mlr_backend(q, k, v, block_sizes, link=link, dropout=dropout, pairs=meet, backend=backend)
     if name != "dense":
         return operators.mlr_attention(q, k, v, ranks, block_sizes, weighting, causal, name)
@@ -256,7 +263,13 @@ def _over_pairs(function, q, k, v, meet, *window, scale, causal, link, dropout, 
         if window:
             options |= dict(window=window[0], backend=backend)
         return pairs.by_sequence(partial(function, **options), q, k, v, meet)
-    if window:
+    if window and pairs.hides_keys_alone(meet, q, k):
+        name = window_backend(q, k, v, link=link, dropout=dropout, backend=backend)
+        if name != "dense":
+            wider = pairs.hide(meet.attn_mask, q * scale, k)
+            out = window_attention(*wider, v, *window, scale=1.0, causal=causal, backend=backend)
+            return pairs.zero(out, pairs.see_nothing(meet.attn_mask, causal, *window))
+    elif window:
         window_backend(q, k, v, link=link, dropout=dropout, pairs=meet, backend=backend)
     learned = meet.attn_mask is not None and meet.attn_mask.requires_grad
     fused = backend == "auto" and link == "softmax" and q.shape[-1] and k.shape[2] and not learned

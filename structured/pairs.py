@@ -6,10 +6,13 @@ from numbers import Integral
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from structured import dense, transforms
 from structured.errors import BadInput
+
+HIDDEN = 2.0**11  # its square, divided by all features and levels, is larger than scores are, and exact in 16 bits
 
 
 class Pairs(NamedTuple):
@@ -151,6 +154,31 @@ def seen(pairs, q, k, causal, window=None):
 def zero(out, empty):
     """The output with 0 in the rows that see nothing, which so have no gradients."""
     return out if empty is None else out.masked_fill(empty, 0)
+
+
+def hides_keys_alone(pairs, q, k):
+    """Whether the pairs are all of one sequence but for keys that a mask of booleans hides from every query."""
+    mask = pairs.attn_mask
+    if mask is None or pairs.starts is not None or pairs.offset or q.shape[2] != k.shape[2]:
+        return False
+    return mask.dtype == torch.bool and mask.shape[1] == mask.shape[2] == 1 < mask.shape[3]
+
+
+def hide(mask, q, k):
+    """(q, k) with a feature in front that makes hidden keys' scores -HIDDEN^2: so paths without masks hide them."""
+    first = (*q.shape[:3], 1)
+    hidden = torch.zeros_like(k[..., :1]).masked_fill(~mask.mT, -HIDDEN)
+    return torch.cat([q.new_full(first, HIDDEN), q], -1), torch.cat([hidden, k], -1)
+
+
+def see_nothing(mask, causal, window=None):
+    """Which queries see none of the keys that a mask (B, 1, 1, T) shows: (B, 1, T, 1)."""
+    T = mask.shape[3]
+    i = torch.arange(T, device=mask.device)
+    first = i * 0 if window is None else (i - window).clamp(min=0)
+    last = i if causal else (i * 0 + T if window is None else i + window).clamp(max=T - 1)
+    before = F.pad(mask.cumsum(3), (1, 0))
+    return (before[..., last + 1] == before[..., first]).mT
 
 
 def attend(scores, q, k, v, pairs, *, causal, window=None, link="softmax", dropout=0):
