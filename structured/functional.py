@@ -36,7 +36,7 @@ from structured import blockwise, dense, kernels, operators, pairs, transforms
 from structured.dense import in_window, low_rank_scores, mix, visible
 from structured.errors import BadInput
 from structured.pairs import check_pairs
-from structured.paths import BACKENDS, autocast, check_backend, check_device, mlr_backend, window_backend
+from structured.paths import BACKENDS, autocast, check_backend, check_device, mlr_backend, packed_path, window_backend
 
 __all__ = [
     "BACKENDS", "LINKS", "WEIGHTINGS", "attention", "check_backend", "check_device", "check_levels", "check_ranks",
@@ -232,9 +232,14 @@ def mlr_attention(
     ranks, block_sizes = check_levels(ranks, block_sizes, weighting, q.shape[-1])
     meet = check_pairs(q, k, attn_mask, cu_seqlens, max_seqlen, offset)
     options = dict(causal=causal, link=link, dropout=dropout)
-    if meet is not None and _one_by_one(meet):
-        options |= dict(weighting=weighting, backend=backend)
-        return pairs.by_sequence(partial(mlr_attention, ranks=ranks, block_sizes=block_sizes, **options), q, k, v, meet)
+    if meet is not None and meet.starts is not None:
+        path = packed_path(q, k, v, block_sizes, meet, link=link, dropout=dropout, backend=backend)
+        if path:
+            packed = meet.starts[0], meet.longest
+            return operators.mlr_attention(q, k, v, ranks, block_sizes, weighting, causal, path, *packed)
+        if not torch.compiler.is_compiling():  # a traced graph has no lengths
+            of_each = dict(ranks=ranks, block_sizes=block_sizes, weighting=weighting, backend=backend, **options)
+            return pairs.by_sequence(partial(mlr_attention, **of_each), q, k, v, meet)
     if meet is not None and pairs.hides_keys_alone(meet, q, k) and block_sizes[0] >= k.shape[2]:
         r, *finer = ranks  # the feature that hides keys is one of the level on which all meet
         wider = [*pairs.hide(meet.attn_mask, torch.cat([q[..., :r] * ((r + 1) / max(1, r)), q[..., r:]], -1), k), v]
@@ -247,19 +252,18 @@ def mlr_attention(
         return operators.mlr_attention(q, k, v, ranks, block_sizes, weighting, causal, name)
     if meet is None:
         return dense.mlr_attention(q, k, v, ranks, block_sizes, weighting=weighting, **options)
-    levels = dict(ranks=ranks, block_sizes=block_sizes, weighting=weighting, at=pairs.places(meet, q, k)[:2])
-    return pairs.attend(partial(dense.mlr_scores, **levels), q, k, v, meet, **options)
-
-
-def _one_by_one(meet):
-    """Whether packed sequences are computed one by one, which takes their lengths, that a traced graph has not."""
-    return meet.starts is not None and not torch.compiler.is_compiling()
+    return pairs.mlr_attention(q, k, v, ranks, block_sizes, meet, weighting=weighting, **options)
 
 
 def _over_pairs(function, q, k, v, meet, *window, scale, causal, link, dropout, backend="auto"):
     """Standard or window attention over given pairs, by PyTorch's fused attention where it pays."""
     options = dict(scale=scale, causal=causal, link=link, dropout=dropout)
-    if _one_by_one(meet):
+    if meet.starts is not None and not window:
+        r, one_level = q.shape[-1], (operators.EVERYTHING,)
+        if packed_path(q, k, v, one_level, meet, link=link, dropout=dropout) == "triton":
+            packed = "triton", meet.starts[0], meet.longest
+            return operators.mlr_attention(q * (scale * r), k, v, (r,), one_level, "none", causal, *packed)
+    if meet.starts is not None and not torch.compiler.is_compiling():
         if window:
             options |= dict(window=window[0], backend=backend)
         return pairs.by_sequence(partial(function, **options), q, k, v, meet)

@@ -1,6 +1,6 @@
 """Which pairs of queries and keys meet, where it is not all of one sequence: masks, packed sequences, cached keys."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from numbers import Integral
 from typing import NamedTuple
@@ -90,13 +90,15 @@ def _checked_starts(cu_seqlens, max_seqlen, q, Tk):
         raise BadInput(f"cu_seqlens of {len(pair[0])} and {len(pair[1])} numbers; N sequences have N + 1 in both")
     if len(names) == 1 and q.shape[2] != Tk:
         raise BadInput(f"one cu_seqlens for {q.shape[2]} queries and {Tk} keys; give (cu_seqlens_q, cu_seqlens_k)")
-    for name, starts, T in zip(names, pair, (q.shape[2], Tk), strict=False):
-        _check_values(name, starts, max_seqlen, T)
-    return pair, max_seqlen
+    lengths = [_longest(*of, max_seqlen) for of in zip(names, pair, (q.shape[2], Tk), strict=False)]
+    return pair, None if None in lengths else max(lengths)
 
 
-def _check_values(name, starts, max_seqlen, T):
-    """BadInput unless the starts go from 0 to T and never back; an assertion on the device instead of a wait for it."""
+def _longest(name, starts, T, max_seqlen):
+    """A bound on the lengths, or None; BadInput unless the starts go from 0 to T and never back.
+
+    Where a device or a tracer would have to be asked, that is asserted on the device.
+    """
     words = f"it goes from 0 to {T}, the number of positions, and never back"
     if torch.compiler.is_compiling() or (starts.is_cuda and max_seqlen is not None):
         lengths = starts.diff()
@@ -104,7 +106,7 @@ def _check_values(name, starts, max_seqlen, T):
         if max_seqlen is not None:
             good = good & (lengths <= max_seqlen).all()
         torch._assert_async(good, f"{name}: {words}, no sequence longer than max_seqlen")
-        return
+        return max_seqlen
     numbers = starts.tolist()
     lengths = [end - start for start, end in pairwise(numbers)]
     if numbers[0] != 0 or numbers[-1] != T or min(lengths, default=0) < 0:
@@ -114,6 +116,7 @@ def _check_values(name, starts, max_seqlen, T):
         raise BadInput(f"{name} {found}; {words}")
     if max_seqlen is not None and max(lengths, default=0) > max_seqlen:
         raise BadInput(f"max_seqlen {max_seqlen} is below {max(lengths)}, the longest sequence in {name}")
+    return max(lengths, default=0)
 
 
 def places(pairs, q, k):
@@ -185,6 +188,12 @@ def attend(scores, q, k, v, pairs, *, causal, window=None, link="softmax", dropo
     """Dense attention by scores(q, k) over any pairs."""
     mask, empty = seen(pairs, q, k, causal, window)
     return zero(dense.attend_by(scores, q, k, v, mask, link=link, dropout=dropout), empty)
+
+
+def mlr_attention(q, k, v, ranks, block_sizes, pairs, *, weighting="none", **options):
+    """Dense MLR attention over any pairs."""
+    levels = dict(ranks=ranks, block_sizes=block_sizes, weighting=weighting, at=places(pairs, q, k)[:2])
+    return attend(partial(dense.mlr_scores, **levels), q, k, v, pairs, **options)
 
 
 def by_sequence(function, q, k, v, pairs):

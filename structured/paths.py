@@ -27,6 +27,14 @@ def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0, pairs=None, 
     return _choose("mlr", backend, refusals, q)
 
 
+def packed_path(q, k, v, block_sizes, pairs, **options):
+    """The path that takes packed sequences in one call, "triton" or "auto" (the operator chooses), or None."""
+    if pairs.attn_mask is not None or pairs.starts[0] is not pairs.starts[1]:
+        return None
+    path = mlr_backend(q, k, v, block_sizes, **options)
+    return path if path == "triton" or (path == "auto" and q.is_cuda) else None
+
+
 def window_backend(q, k, v, *, link="softmax", dropout=0, pairs=None, backend="auto"):
     """The path that window attention takes; BadInput where `backend` names one that cannot take these inputs."""
     reason = _dense_only(link, dropout, pairs)

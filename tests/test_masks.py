@@ -6,7 +6,16 @@ import pytest
 import torch
 from compare import assert_same, with_gradients
 
-from structured import BadInput, attention, gswa_attention, mlr_attention, reference, window_attention
+from structured import (
+    BadInput,
+    attention,
+    functional,
+    gswa_attention,
+    kernels,
+    mlr_attention,
+    reference,
+    window_attention,
+)
 
 NAMES = ("out", "dq", "dk", "dv")
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -177,3 +186,68 @@ def test_padded_batches_by_other_paths(flipped, name):
         options = dict(LONG[name], attn_mask=mask.flip(3) if flipped else mask, causal=causal, backend="blockwise")
         check(name.split(",")[0], inputs, options)
         check(name.split(",")[0], [x.half() for x in inputs], options, TOLERANCE[torch.float16])
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """The kernels with tiles of 16 positions, in Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton", reason="Triton is not installed: make interpreter")
+    small = kernels.mlr.Launch(16, 16, 4, 1, None)
+    launches = dict.fromkeys(("forward", "backward_q", "backward_kv"), small)
+    monkeypatch.setattr(kernels.mlr, "launches", lambda *_: launches)
+
+
+PACKED = {  # lengths, heads, key heads, ranks, block sizes
+    "mixed": ((17, 0, 40, 3, 16, 1), 2, 1, (8, 4, 4), (64, 32, 8)),
+    "one": ((50,), 2, 2, (8, 8), (64, 16)),
+    "no far tiles": ((5, 6, 7), 2, 1, (8, 8), (16, 8)),
+    "not everything meets": ((40, 37), 1, 1, (8, 8), (32, 8)),
+    "three chunks": ((70, 33), 1, 1, (16, 40, 12, 12), (128, 64, 32, 8)),
+}
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(("dtype", "causal", "max_seqlen"), [(torch.float32, True, None), (torch.float16, False, 80)])
+@pytest.mark.parametrize("case", PACKED)
+def test_packed_by_the_kernels(case, dtype, causal, max_seqlen):
+    lengths, H, G, ranks, blocks = PACKED[case]
+    g, T = torch.Generator().manual_seed(0), sum(lengths)
+    shapes = (H, sum(ranks)), (G, sum(ranks)), (G, 12)
+    inputs = [torch.randn(1, T, *s, generator=g, dtype=torch.float64).to(dtype).transpose(1, 2) for s in shapes]
+    options = dict(ranks=ranks, block_sizes=blocks, weighting="shared", causal=causal, max_seqlen=max_seqlen)
+    check("mlr", inputs, dict(options, backend="triton", cu_seqlens=starts(*lengths).long()), TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_standard_attention_of_packed_sequences_by_the_kernels(monkeypatch):
+    monkeypatch.setattr(functional, "packed_path", lambda *_, **__: "triton")
+    check("standard", [x.float() for x in qkv(1, 40, 40)], dict(cu_seqlens=starts(3, 17, 0, 20)), 2e-5)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_packed_sequences_are_what_each_is_alone(name):
+    lengths = (3, 17, 1, 17)
+    inputs, function = qkv(1, 38, 38), functools.partial(FUNCTIONS[name][0], **FUNCTIONS[name][2])
+
+    def alone(*x):
+        return torch.cat([function(*some) for some in zip(*(y.split(lengths, 2) for y in x), strict=True)], 2)
+
+    got = with_gradients(functools.partial(function, cu_seqlens=starts(*lengths)), inputs)
+    assert_same(got, with_gradients(alone, inputs), NAMES)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_chunks_that_continue_are_the_whole(name):
+    q, k, v = qkv(2, 23, 23)
+    function = functools.partial(FUNCTIONS[name][0], **FUNCTIONS[name][2])
+    cuts = [(0, 9), (9, 10), (10, 23)]
+
+    def in_chunks(q, k, v):
+        return torch.cat([function(q[:, :, at:end], k[:, :, :end], v[:, :, :end]) for at, end in cuts], 2)
+
+    def by_offset(q, k, v):
+        return torch.cat([function(q[:, :, at:end], k, v, offset=at) for at, end in cuts], 2)
+
+    want = with_gradients(function, (q, k, v))
+    for chunks in (in_chunks, by_offset):
+        assert_same(with_gradients(chunks, (q, k, v)), want, NAMES)

@@ -206,32 +206,23 @@ def run(kernel, arguments, programs, launch, S):
 compiled = {}  # the interpreter makes nothing
 
 
-class Packed(NamedTuple):
-    """Sequences packed into a batch of 1: their starts and the end, (N + 1,) of int32, and the longest's length."""
-
-    starts: torch.Tensor
-    longest: int
-
-
-def sequences(q, packed):
-    """(number of sequences, length of the longest, their starts or None)."""
-    return (q.shape[0], q.shape[2], None) if packed is None else (len(packed.starts) - 1, packed.longest, packed.starts)
-
-
 def written(x, rows, widths, packed):
-    """What a kernel takes to write x in chunks: descriptors; the memory where a tile may end behind a sequence."""
-    return chunks(x, rows, widths) if packed is None else [*[x] * len(widths), None, None][:3]
+    """What a kernel takes to write x in chunks: descriptors, or the memory where tiles may end behind a sequence."""
+    return [*[x] * len(widths), None, None][:3] if packed else chunks(x, rows, widths)
 
 
-def forward(q, k, v, ranks, block_sizes, weighting, causal, packed=None):
-    """(output (B, H, T, d), log2 of the sum of exp2 of the scores, per_row(q))."""
+def forward(q, k, v, ranks, block_sizes, weighting, causal, starts=None, longest=None):
+    """(output (B, H, T, d), log2 of the sum of exp2 of the scores, per_row(q)).
+
+    starts: of sequences packed into a batch of 1, and the end, (N + 1,) of int32; longest: a bound on their lengths.
+    """
     B, H, T, _ = q.shape
     out, lse = heads_last(B, H, T, v.shape[3], v), per_row(q)
     if not out.numel():
         return out, lse
-    N, T, starts = sequences(q, packed)
+    N, T, packed = (B, T, False) if starts is None else (len(starts) - 1, longest, True)
     launch = launches(q.dtype, T, max(q.shape[3], v.shape[3]))["forward"]
-    S = shape(ranks, block_sizes, weighting, causal, T, q.dtype, v.shape[3], launch, packed is not None)
+    S = shape(ranks, block_sizes, weighting, causal, T, q.dtype, v.shape[3], launch, packed)
     Q, K = chunks(loadable(q), S.BM, S.widths), chunks(loadable(k), S.BN, S.widths)
     V, (O, *_) = tiles(loadable(v), S.BN, S.DV), written(out, S.BM, (S.DV,), packed)
     arguments = (*Q, *K, V, O, lse, T, lse.shape[2], starts, out.stride(1), H, H // k.shape[1])
@@ -239,23 +230,23 @@ def forward(q, k, v, ranks, block_sizes, weighting, causal, packed=None):
     return out, lse
 
 
-def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, packed=None):
+def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, starts=None, longest=None):
     """Gradients of q, k and v; the same bits every time."""
-    H, (G, d_value) = q.shape[1], v.shape[1::2]
+    (B, H, T, _), (G, d_value) = q.shape, v.shape[1::2]
     dq, dk, dv = like(q), like(k), like(v)
     if not grad.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
-    N, T, starts = sequences(q, packed)
+    N, T, packed = (B, T, False) if starts is None else (len(starts) - 1, longest, True)
     delta, launch = per_row(q), launches(q.dtype, T, max(q.shape[3], d_value))
     lse = lse.contiguous()
     q, k, v, out, grad = (loadable(x) for x in (q, k, v, out, grad))
     geometry = ranks, block_sizes, weighting, causal, T, q.dtype, d_value
-    S = shape(*geometry, launch["backward_q"], packed is not None)
+    S = shape(*geometry, launch["backward_q"], packed)
     Q, K, DQ = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), written(dq, S.BM, S.widths, packed)
     V, O, DO = tiles(v, S.BN, S.DV), tiles(out, S.BM, S.DV), tiles(grad, S.BM, S.DV)
     arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.shape[2], starts, dq.stride(1), H, H // G)
     run(mlr_triton.backward_q, arguments, -(-T // S.BM) * N * H, launch["backward_q"], S)
-    S = shape(*geometry, launch["backward_kv"], packed is not None)
+    S = shape(*geometry, launch["backward_kv"], packed)
     Q, K, DK = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), written(dk, S.BN, S.widths, packed)
     V, DO, (DV, *_) = tiles(v, S.BN, S.DV), tiles(grad, S.BM, S.DV), written(dv, S.BN, (S.DV,), packed)
     numbers = (lse, delta) if packed else (row_tiles(lse, T, S.BM), row_tiles(delta, T, S.BM))
