@@ -83,7 +83,7 @@ def attention(
     meet = check_pairs(q, k, attn_mask, cu_seqlens, max_seqlen, offset)
     options = dict(scale=scale, link=link, dropout=dropout)
     if meet is not None:
-        return _over_pairs(attention, q, k, v, meet, causal=causal, **options)
+        return (_over_pairs if meet.starts is None else _packed_attention)(q, k, v, meet, causal=causal, **options)
     by_torch = link == "softmax" and q.shape[-1]
     if by_torch and not dropout and _one_level_pays(q, k, v):
         r = q.shape[-1]
@@ -129,7 +129,7 @@ def window_attention(
     meet = check_pairs(q, k, attn_mask, cu_seqlens, max_seqlen, offset)
     if meet is not None:
         options = dict(scale=scale, causal=causal, link=link, dropout=dropout, backend=backend)
-        return _over_pairs(window_attention, q, k, v, meet, window, **options)
+        return (_over_pairs if meet.starts is None else _packed_windows)(q, k, v, meet, window, **options)
     name = window_backend(q, k, v, link=link, dropout=dropout, backend=backend)
     if name in ("flex", "blockwise") and not transforms.is_static(q.shape[2]):
         return operators.window_operator(q, k, v, window, scale, causal)
@@ -255,35 +255,50 @@ def mlr_attention(
     return pairs.mlr_attention(q, k, v, ranks, block_sizes, meet, weighting=weighting, **options)
 
 
-def _over_pairs(function, q, k, v, meet, *window, scale, causal, link, dropout, backend="auto"):
-    """Standard or window attention over given pairs, by PyTorch's fused attention where it pays."""
+def _packed_attention(q, k, v, meet, *, scale, causal, link, dropout):
+    """Standard attention of packed sequences: on CUDA as MLR attention with one level, by its kernel."""
+    r, one_level = q.shape[-1], (operators.EVERYTHING,)
+    if packed_path(q, k, v, one_level, meet, link=link, dropout=dropout) == "triton":
+        geometry = (r,), one_level, "none", causal, "triton", meet.starts[0], meet.longest
+        return operators.mlr_attention(q * (scale * r), k, v, *geometry)
     options = dict(scale=scale, causal=causal, link=link, dropout=dropout)
-    if meet.starts is not None and not window:
-        r, one_level = q.shape[-1], (operators.EVERYTHING,)
-        if packed_path(q, k, v, one_level, meet, link=link, dropout=dropout) == "triton":
-            packed = "triton", meet.starts[0], meet.longest
-            return operators.mlr_attention(q * (scale * r), k, v, (r,), one_level, "none", causal, *packed)
-    if meet.starts is not None and not torch.compiler.is_compiling():
-        if window:
-            options |= dict(window=window[0], backend=backend)
-        return pairs.by_sequence(partial(function, **options), q, k, v, meet)
-    if window and pairs.hides_keys_alone(meet, q, k):
+    if torch.compiler.is_compiling():
+        return _over_pairs(q, k, v, meet, **options)
+    return pairs.by_sequence(partial(attention, **options), q, k, v, meet)
+
+
+def _packed_windows(q, k, v, meet, window, *, scale, causal, link, dropout, backend):
+    """Window attention of packed sequences: on CUDA by FlexAttention, which is compiled once for all lengths."""
+    options = dict(scale=scale, causal=causal, link=link, dropout=dropout)
+    alike = meet.starts[0] is meet.starts[1] and meet.attn_mask is None and transforms.is_static(q.shape[2])
+    if alike and window_backend(q, k, v, link=link, dropout=dropout, backend=backend) == "flex":
+        return flex_window_attention(q, k, v, window, scale=scale, causal=causal, starts=meet.starts[0])
+    if torch.compiler.is_compiling():
+        return _over_pairs(q, k, v, meet, window, **options, backend=backend)
+    if q.is_cuda and backend == "auto" and link == "softmax" and not dropout:
+        backend = "blockwise"  # FlexAttention would be compiled for every length
+    return pairs.by_sequence(partial(window_attention, window=window, backend=backend, **options), q, k, v, meet)
+
+
+def _over_pairs(q, k, v, meet, window=None, *, scale, causal, link, dropout, backend="auto"):
+    """Standard attention, or that of a window, over given pairs, by PyTorch's fused attention where it pays."""
+    if window is not None and pairs.hides_keys_alone(meet, q, k):
         name = window_backend(q, k, v, link=link, dropout=dropout, backend=backend)
         if name != "dense":
             wider = pairs.hide(meet.attn_mask, q * scale, k)
-            out = window_attention(*wider, v, *window, scale=1.0, causal=causal, backend=backend)
-            return pairs.zero(out, pairs.see_nothing(meet.attn_mask, causal, *window))
-    elif window:
+            out = window_attention(*wider, v, window, scale=1.0, causal=causal, backend=backend)
+            return pairs.zero(out, pairs.see_nothing(meet.attn_mask, causal, window))
+    elif window is not None:
         window_backend(q, k, v, link=link, dropout=dropout, pairs=meet, backend=backend)
     learned = meet.attn_mask is not None and meet.attn_mask.requires_grad
     fused = backend == "auto" and link == "softmax" and q.shape[-1] and k.shape[2] and not learned
     if fused and _fusing_pays(q, v, dropout):
-        mask, empty = pairs.seen(meet, q, k, causal, *window)
+        mask, empty = pairs.seen(meet, q, k, causal, window)
         if mask is not None and mask.dtype != torch.bool and q.is_cuda:
             mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
         return pairs.zero(blockwise.fused(q, k, v, mask=mask, scale=scale, dropout=dropout), empty)
     scores = partial(low_rank_scores, scale=scale)
-    return pairs.attend(scores, q, k, v, meet, causal=causal, window=(*window, None)[0], link=link, dropout=dropout)
+    return pairs.attend(scores, q, k, v, meet, causal=causal, window=window, link=link, dropout=dropout)
 
 
 def mlr_scores(
@@ -309,11 +324,17 @@ def mlr_scores(
     return scores.to(q.dtype)
 
 
-def flex_window_attention(q, k, v, window, *, scale, causal=True):
-    """Sliding-window attention by PyTorch's FlexAttention, which skips the tiles that no query sees."""
+def flex_window_attention(q, k, v, window, *, scale, causal=True, starts=None):
+    """Sliding-window attention by PyTorch's FlexAttention, which skips the tiles that no query sees.
+
+    starts: those of packed sequences and the end of the last, (N + 1,).
+    """
     T, after = q.shape[2], 0 if causal else window
     inside = torch.compiler.is_compiling()
-    mask = (flex_mask if inside else _kept_flex_mask)(T, window, after, q.device)
+    if starts is None:
+        mask = (flex_mask if inside else _kept_flex_mask)(T, window, after, q.device)
+    else:
+        mask = packed_flex_mask(T, window, after, starts)
     function = flex_attention if inside else _compiled_flex()
     q, k, v = (blockwise.features_together(x) for x in (q, k, v))
     grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 - no symbol, where heads have one
@@ -328,11 +349,26 @@ def flex_mask(T, window, after, device):
     some = (nearest <= window) & (farthest >= -after)
     whole = (farthest <= window) & (nearest >= -after)
     whole &= ((tiles + 1) * FLEX_TILE <= T) & ((tiles[:, None] + 1) * FLEX_TILE <= T)
+    return _block_mask(T, some, whole, lambda b, h, i, j: in_window(i - j, window, after))
+
+
+def packed_flex_mask(T, window, after, starts):
+    """The same of sequences that begin at starts (N + 1,) and see themselves only."""
+    i = torch.arange(T, device=starts.device)
+    n = torch.searchsorted(starts[1:], i, right=True)
+    first, last = (i - window).maximum(starts[n]), (i + after).minimum(starts[n + 1] - 1)  # they grow with i
+    tile = torch.arange(0, T, FLEX_TILE, device=starts.device)
+    end = (tile + FLEX_TILE - 1).clamp(max=T - 1)
+    some = (end >= first[tile][:, None]) & (tile <= last[end][:, None])
+    whole = (tile >= first[end][:, None]) & (end <= last[tile][:, None])
+    whole &= ((tile + FLEX_TILE <= T) & (tile[:, None] + FLEX_TILE <= T))
+    return _block_mask(T, some, whole, lambda b, h, i, j: (j >= first[i]) & (j <= last[i]))
+
+
+def _block_mask(T, some, whole, mask_mod):
+    """A BlockMask of the tiles that queries see some of, and of those they see whole."""
     lists = [x for tiles_seen in (some & ~whole, whole) for x in _listed(tiles_seen)]
-    return BlockMask.from_kv_blocks(
-        *lists, BLOCK_SIZE=FLEX_TILE, seq_lengths=(T, T),
-        mask_mod=lambda b, h, i, j: in_window(i - j, window, after),
-    )  # fmt: skip
+    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=FLEX_TILE, seq_lengths=(T, T), mask_mod=mask_mod)
 
 
 def _listed(seen):

@@ -99,13 +99,12 @@ def _longest(name, starts, T, max_seqlen):
 
     Where a device or a tracer would have to be asked, that is asserted on the device.
     """
-    words = f"it goes from 0 to {T}, the number of positions, and never back"
     if torch.compiler.is_compiling() or (starts.is_cuda and max_seqlen is not None):
         lengths = starts.diff()
         good = (starts[0] == 0) & (starts[-1] == T) & (lengths >= 0).all()
         if max_seqlen is not None:
             good = good & (lengths <= max_seqlen).all()
-        torch._assert_async(good, f"{name}: {words}, no sequence longer than max_seqlen")
+        torch._assert_async(good, f"{name} goes from 0 to the number of positions, by up to max_seqlen and never back")
         return max_seqlen
     numbers = starts.tolist()
     lengths = [end - start for start, end in pairwise(numbers)]
@@ -113,7 +112,7 @@ def _longest(name, starts, T, max_seqlen):
         wrong = next((n for n, length in enumerate(lengths) if length < 0), None)
         found = f"goes from {numbers[0]} to {numbers[-1]}"
         found = found if wrong is None else f"goes back, from {numbers[wrong]} to {numbers[wrong + 1]}"
-        raise BadInput(f"{name} {found}; {words}")
+        raise BadInput(f"{name} {found}; it goes from 0 to {T}, the number of positions, and never back")
     if max_seqlen is not None and max(lengths, default=0) > max_seqlen:
         raise BadInput(f"max_seqlen {max_seqlen} is below {max(lengths)}, the longest sequence in {name}")
     return max(lengths, default=0)

@@ -1,10 +1,13 @@
 """Masks, packed sequences, queries that continue from a cache, and scales as tensors: the four functions as defined."""
 
 import functools
+from itertools import product
 
 import pytest
 import torch
 from compare import assert_same, with_gradients
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._pytree import tree_leaves
 
 from structured import (
     BadInput,
@@ -251,3 +254,92 @@ def test_chunks_that_continue_are_the_whole(name):
     want = with_gradients(function, (q, k, v))
     for chunks in (in_chunks, by_offset):
         assert_same(with_gradients(chunks, (q, k, v)), want, NAMES)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("lengths", "window"), [((40, 0, 300, 128, 5, 200), 60), ((513, 127), 700), ((700,), 0)])
+def test_the_mask_of_packed_sequences_for_flex_attention(lengths, window, causal):
+    T = sum(lengths)
+    ours = functional.packed_flex_mask(T, window, 0 if causal else window, starts(*lengths))
+    i, n, j, m = reference.places(T, T, starts(*lengths))
+    rows, columns = reference.positions(T)
+    want = (n == m) & reference.visible(i, j, causal, window)
+    assert torch.equal(ours.mask_mod(0, 0, rows, columns), want)
+    theirs = create_block_mask(ours.mask_mod, None, None, T, T, device="cpu")
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+ASKED = {  # what is transformed: (Tq, Tk, options)
+    "masked": (7, 9, dict(attn_mask=added(7, 9))),
+    "padded": (9, 9, dict(attn_mask=padding(6, T=9))),
+    "packed": (9, 9, dict(cu_seqlens=starts(4, 0, 5))),
+}
+TRANSFORMS = {
+    "jvp": lambda f, x: torch.func.jvp(f, tuple(x), tuple(y.cos() for y in x))[1],
+    "vmap": lambda f, x: torch.func.vmap(f)(*(torch.stack([y, y.flip(2)]) for y in x)),
+    "vmap(grad)": lambda f, x: torch.func.vmap(torch.func.grad(lambda *y: f(*y).sin().sum(), argnums=(0, 1, 2)))(
+        *(torch.stack([y, y.flip(2)]) for y in x)
+    ),
+    "hessian": lambda f, x: torch.func.hessian(lambda s: f(x[0] * s, x[1] * s.sin(), x[2]).sum())(torch.ones(())),
+    "create_graph": lambda f, x: twice(f, x),
+    "is_grads_batched": lambda f, x: many(f, x),
+}
+
+
+def twice(f, x):
+    """Gradients of a function of the gradients."""
+    x = [y.detach().requires_grad_() for y in x]
+    first = torch.autograd.grad(f(*x).sin().sum(), x, create_graph=True)
+    return torch.autograd.grad(sum(g.sin().sum() for g in first), x)
+
+
+def many(f, x):
+    x = [y.detach().requires_grad_() for y in x]
+    out = f(*x)
+    return torch.autograd.grad(out, x, torch.stack([out.detach().cos(), out.detach().sin()]), is_grads_batched=True)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("case", ASKED)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms(transform, case, name):
+    Tq, Tk, options = ASKED[case]
+    ours, definition, arguments = FUNCTIONS[name]
+    for d in (7, 8):
+        x = qkv(1, Tq, Tk, d=d)
+        functions = (functools.partial(f, **arguments, **options) for f in (ours, definition))
+        got, want = (tree_leaves(TRANSFORMS[transform](f, x)) for f in functions)
+        assert_same(got, want, [str(n) for n in range(len(want))], 1e-9)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("transform", ["vmap", "vmap(grad)", "create_graph", "is_grads_batched"])
+def test_transforms_of_the_kernels(transform):
+    ours, definition, arguments = FUNCTIONS["mlr"]
+    x, options = [y.float() for y in qkv(1, 22, 22)], dict(arguments, cu_seqlens=starts(4, 0, 18))
+    got = TRANSFORMS[transform](functools.partial(ours, **options, backend="triton"), x)
+    want = TRANSFORMS[transform](functools.partial(definition, **options), [y.double() for y in x])
+    assert_same(tree_leaves(got), tree_leaves(want), [str(n) for n in range(len(tree_leaves(want)))], 1e-4)
+
+
+def test_sequences_cannot_be_mapped():
+    x = qkv(1, 4, 4)
+    with pytest.raises(BadInput, match="cannot be mapped"):
+        torch.func.vmap(lambda s: attention(*x, scale=1.0, cu_seqlens=s))(torch.tensor([[0, 4], [0, 4]]))
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "dynamic"),
+    [*product(ASKED, ["gswa", "mlr"], [False]), *product(["padded", "packed"], ["standard", "mlr"], [True])],
+)
+def test_compiled(case, name, dynamic):
+    """One graph, of the dense path where sequences are packed, outputs and gradients as without."""
+    Tq, Tk, options = ASKED[case]
+    function = functools.partial(FUNCTIONS[name][0], **FUNCTIONS[name][2], **options)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    x = qkv(1, Tq, Tk)
+    assert_same(with_gradients(compiled, x), with_gradients(function, x), NAMES)
