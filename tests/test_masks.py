@@ -191,6 +191,14 @@ def test_padded_batches_by_other_paths(flipped, name):
         check(name.split(",")[0], [x.half() for x in inputs], options, TOLERANCE[torch.float16])
 
 
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize(("Tq", "offset"), [(90, 170), (70, 20), (20, 180), (203, 57), (90, 200)])
+def test_long_continuations(Tq, offset, name):
+    """Some with zeros as the queries that there are not, some with the keys in reach of a window alone."""
+    for causal in (True, False):
+        check(name.split(",")[0], qkv(2, Tq, 260), dict(LONG[name], offset=offset, causal=causal))
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     """The kernels with tiles of 16 positions, in Triton's interpreter where there is no GPU."""
