@@ -6,6 +6,9 @@ from itertools import product
 import pytest
 import torch
 from compare import assert_same, with_gradients
+from hypothesis import given
+from hypothesis import strategies as st
+from test_properties import BOUNDED, LAYOUTS
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._pytree import tree_leaves
 
@@ -31,9 +34,9 @@ FUNCTIONS = {  # name: (ours, the definition, arguments)
 }
 
 
-def qkv(B, Tq, Tk, *, H=4, G=2, d=7, dtype=torch.float64, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    shapes = (B, H, Tq, 8), (B, G, Tk, 8), (B, G, Tk, d)
+def qkv(B, Tq, Tk, *, H=4, G=2, d=7, dtype=torch.float64, width=8):
+    g = torch.Generator().manual_seed(0)
+    shapes = (B, H, Tq, width), (B, G, Tk, width), (B, G, Tk, d)
     return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
 
 
@@ -170,6 +173,50 @@ def test_scales_as_tensors(shape):
         inputs = [*qkv(2, 9, 9), scale]
         got, want = (with_gradients(functools.partial(scaled, function), inputs) for function in (ours, definition))
         assert_same(got, want, [*NAMES, "d scale"])
+
+
+@st.composite
+def calls(draw):
+    """(function's name, its inputs, options, dtype): random geometries, lengths, layouts and masks of every kind."""
+    name, packed, longest = draw(st.sampled_from(["standard", "window", "gswa", "mlr"])), draw(st.booleans()), 24
+    ranks = draw(st.lists(st.integers(1, 4), min_size=2, max_size=2 if name == "gswa" else 4))
+    options = {
+        "standard": dict(scale=0.4),
+        "window": dict(scale=0.4, window=draw(st.integers(0, longest))),
+        "gswa": dict(ranks=ranks, window=draw(st.integers(0, longest))),
+        "mlr": dict(
+            ranks=ranks, weighting=draw(st.sampled_from(["none", "levels", "shared"])),
+            block_sizes=draw(st.lists(st.integers(1, 2 * longest), min_size=len(ranks), max_size=len(ranks))),
+        ),
+    }[name] | dict(causal=draw(st.booleans()), link=draw(st.sampled_from(["softmax", "identity"])))  # fmt: skip
+    lengths = st.lists(st.integers(0, longest), min_size=4 if packed else 1, max_size=4 if packed else 1)
+    of_q, of_k = draw(lengths), draw(lengths)
+    G, B, Tq, Tk = draw(st.integers(1, 2)), 1 if packed else 2, sum(of_q), sum(of_k)
+    H = G * draw(st.integers(1, 2))
+    if packed:
+        options |= dict(cu_seqlens=(starts(*of_q), starts(*of_k)))
+    elif draw(st.booleans()):
+        options |= dict(offset=draw(st.integers(max(0, Tk - Tq), Tk)))
+    if draw(st.booleans()):
+        shape = [n if draw(st.booleans()) else 1 for n in (B, H, Tq, Tk)]
+        options |= dict(attn_mask=draw(st.sampled_from([random_mask, added]))(*shape))
+    dtype, d = draw(st.sampled_from(list(TOLERANCE))), draw(st.sampled_from([3, sum(ranks)]))
+    x = qkv(B, Tq, Tk, H=H, G=G, d=d, dtype=dtype, width=sum(ranks))
+    return name, [LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](y) if y.numel() else y for y in x], options, dtype
+
+
+@BOUNDED
+@given(calls())
+def test_whatever_is_asked(call):
+    name, inputs, options, dtype = call
+    ours, definition, _ = FUNCTIONS[name]
+    got = with_gradients(functools.partial(ours, **options), inputs)
+    want = with_gradients(functools.partial(definition, **options), [x.double() for x in inputs])
+    size = max(w.norm() for w in want[1:]).clamp(min=1e-2)  # of gradients; one may be 0 in exact arithmetic
+    for name, g, w in zip(NAMES, got, want, strict=True):
+        assert g.shape == w.shape
+        error = (g.double() - w).norm() / (w.norm().clamp(min=1e-2) if name == "out" else size)
+        assert error <= 3 * TOLERANCE[dtype], (name, error)
 
 
 LONG = {
