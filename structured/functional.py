@@ -179,15 +179,17 @@ def gswa_attention(
     ranks = check_ranks(ranks, q.shape[-1])
     if len(ranks) != 2 or min(ranks) < 1:
         raise BadInput(f"GSWA takes two ranks of at least 1, global|window, not {tuple(ranks)}")
-    far, near = (8 / ranks[0], 8 / ranks[1]) if scales is None else scales
+    scales = (8 / ranks[0], 8 / ranks[1]) if scales is None else tuple(scales)
+    if len(scales) != 2:
+        raise BadInput(f"{len(scales)} scales: GSWA takes two, global and window")
     where = dict(attn_mask=attn_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, offset=offset)
     options, dtype = dict(causal=causal, link=link, dropout=dropout, **where), v.dtype
     with dense.without_autocast(q.device):
         if backend == "dense" or link != "softmax":
             q, k, v = (dense.precise(x) for x in (q, k, v))
         (q_far, q_near), (k_far, k_near) = q.split(ranks, -1), k.split(ranks, -1)
-        everywhere = attention(q_far, k_far, v, scale=far, **options)
-        inside = window_attention(q_near, k_near, v, window, scale=near, backend=backend, **options)
+        everywhere = attention(q_far, k_far, v, scale=scales[0], **options)
+        inside = window_attention(q_near, k_near, v, window, scale=scales[1], backend=backend, **options)
         return (everywhere + inside).to(dtype)
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 from compare import assert_same, with_gradients
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_properties import BOUNDED, LAYOUTS
 from torch.nn.attention.flex_attention import create_block_mask
@@ -121,6 +121,7 @@ REFUSED = {  # Tq, Tk, options, words
     "max_seqlen alone": (6, 6, dict(max_seqlen=6), "max_seqlen 6 without cu_seqlens"),
     "a batch": (6, 6, dict(cu_seqlens=starts(6)), "a batch of 1, q has 2"),
     "a scale of another shape": (6, 6, dict(scale=torch.ones(3)), r"scale \(3,\) is no number, nor \(4,\)"),
+    "three scales": (6, 6, dict(scales=(1, 1, 1)), "3 scales: GSWA takes two"),
     "a scale of whole numbers": (6, 6, dict(scale=torch.ones(4).int()), "scale is torch.int32"),
 }
 REFUSED_PACKED = {  # of one sequence of 10
@@ -140,7 +141,8 @@ REFUSED_PACKED = {  # of one sequence of 10
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals(case):
     Tq, Tk, options, words = REFUSED[case]
-    for name in ("standard", "mlr") if "scale" not in options else ("standard", "window"):
+    names = {"scale": ("standard", "window"), "scales": ("gswa",)}.get(next(iter(options)), ("standard", "mlr"))
+    for name in names:
         with pytest.raises(BadInput, match=words) as error:
             FUNCTIONS[name][0](*qkv(2, Tq, Tk), **FUNCTIONS[name][2] | options)
         assert "\n" not in str(error.value)
@@ -205,7 +207,7 @@ def calls(draw):
     return name, [LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](y) if y.numel() else y for y in x], options, dtype
 
 
-@BOUNDED
+@settings(BOUNDED, max_examples=60)
 @given(calls())
 def test_whatever_is_asked(call):
     name, inputs, options, dtype = call
@@ -231,7 +233,7 @@ LONG = {
 def test_padded_batches_by_other_paths(flipped, name):
     """Keys are hidden without a T x T mask."""
     T, mask = 203, padding(203, 40, 0, T=203)
-    inputs = qkv(3, T, T)
+    inputs = qkv(3, T, T, H=2, G=1)
     for causal in (True, False):
         options = dict(LONG[name], attn_mask=mask.flip(3) if flipped else mask, causal=causal, backend="blockwise")
         check(name.split(",")[0], inputs, options)
@@ -243,7 +245,7 @@ def test_padded_batches_by_other_paths(flipped, name):
 def test_long_continuations(Tq, offset, name):
     """Some with zeros as the queries that there are not, some with the keys in reach of a window alone."""
     for causal in (True, False):
-        check(name.split(",")[0], qkv(2, Tq, 260), dict(LONG[name], offset=offset, causal=causal))
+        check(name.split(",")[0], qkv(1, Tq, 260, H=2, G=1), dict(LONG[name], offset=offset, causal=causal))
 
 
 @pytest.fixture
@@ -274,6 +276,19 @@ def test_packed_by_the_kernels(case, dtype, causal, max_seqlen):
     inputs = [torch.randn(1, T, *s, generator=g, dtype=torch.float64).to(dtype).transpose(1, 2) for s in shapes]
     options = dict(ranks=ranks, block_sizes=blocks, weighting="shared", causal=causal, max_seqlen=max_seqlen)
     check("mlr", inputs, dict(options, backend="triton", cu_seqlens=starts(*lengths).long()), TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_is_not_finite_stays_in_its_sequence(causal):
+    q, k, v = (x.float() for x in qkv(1, 40, 40))
+    options = FUNCTIONS["mlr"][2] | dict(causal=causal, cu_seqlens=starts(21, 19), backend="triton")
+    want = mlr_attention(q, k, v, **options)
+    for x in (q, k, v):
+        x[:, :, 21:] = float("nan")
+    out = mlr_attention(q, k, v, **options)
+    assert_same([out[:, :, :21]], [want[:, :, :21]], ["out"], 1e-6)
+    assert out[:, :, 21:].isnan().all()
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -329,6 +344,7 @@ ASKED = {  # what is transformed: (Tq, Tk, options)
     "masked": (7, 9, dict(attn_mask=added(7, 9))),
     "padded": (9, 9, dict(attn_mask=padding(6, T=9))),
     "packed": (9, 9, dict(cu_seqlens=starts(4, 0, 5))),
+    "packed, fewer queries": (5, 9, dict(cu_seqlens=(starts(2, 3, 0), starts(4, 3, 2)))),
 }
 TRANSFORMS = {
     "jvp": lambda f, x: torch.func.jvp(f, tuple(x), tuple(y.cos() for y in x))[1],
@@ -374,7 +390,7 @@ def test_transforms(transform, case, name):
 @pytest.mark.parametrize("transform", ["vmap", "vmap(grad)", "create_graph", "is_grads_batched"])
 def test_transforms_of_the_kernels(transform):
     ours, definition, arguments = FUNCTIONS["mlr"]
-    x, options = [y.float() for y in qkv(1, 22, 22)], dict(arguments, cu_seqlens=starts(4, 0, 18))
+    x, options = [y.float() for y in qkv(1, 11, 11, H=2, G=1)], dict(arguments, cu_seqlens=starts(4, 0, 7))
     got = TRANSFORMS[transform](functools.partial(ours, **options, backend="triton"), x)
     want = TRANSFORMS[transform](functools.partial(definition, **options), [y.double() for y in x])
     assert_same(tree_leaves(got), tree_leaves(want), [str(n) for n in range(len(tree_leaves(want)))], 1e-4)
@@ -388,7 +404,7 @@ def test_sequences_cannot_be_mapped():
 
 @pytest.mark.parametrize(
     ("case", "name", "dynamic"),
-    [*product(ASKED, ["gswa", "mlr"], [False]), *product(["padded", "packed"], ["standard", "mlr"], [True])],
+    [*product(ASKED, ["gswa", "mlr"], [False]), ("padded", "mlr", True), ("packed", "standard", True)],
 )
 def test_compiled(case, name, dynamic):
     """One graph, of the dense path where sequences are packed, outputs and gradients as without."""
