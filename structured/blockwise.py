@@ -186,7 +186,7 @@ class Flash(torch.autograd.Function):
         q, k, v, out, lse, mask = ctx.saved_tensors
         causal, scale = ctx.options
         if torch.is_grad_enabled():
-            seen = dense.visible(q, causal) if mask is None else mask == 0
+            seen = dense.visible(q, causal) if mask is None else mask
             gradients = torch.func.vjp(lambda *x: dense.attend(*x, seen, scale=scale), q, k, v)[1](grad)
         else:
             gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(

@@ -13,7 +13,7 @@ from structured import transforms
 
 
 def attend(q, k, v, mask, *, scale, link="softmax", dropout=0):
-    """Standard attention to the keys that `mask` (T, T) shows, or to all."""
+    """Standard attention to the keys that `mask` (Tq, Tk) shows, or to all."""
     return attend_by(lambda q, k: low_rank_scores(q, k, scale), q, k, v, mask, link=link, dropout=dropout)
 
 
@@ -58,15 +58,17 @@ def low_rank_scores(q, k, scale):
     return q @ k.mT * scale
 
 
-def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
+def mlr_scores(q, k, ranks, block_sizes, weighting="none", at=None):
     """Scores of a multi-level low-rank matrix (DESIGN 3): coarse levels see far, fine levels see near.
 
-    q, k: (B, H, T, sum(ranks)) -> (B, H, T, T), not masked. A pair that shares no level scores 0.
+    q: (B, H, Tq, sum(ranks)), k: (B, H, Tk, sum(ranks)) -> (B, H, Tq, Tk), not masked. A pair that shares no level
+    scores 0. at: the positions of queries and keys; None: both 0 to T - 1.
     """
-    T = q.shape[2]
+    T = k.shape[2]
     if not any(ranks):
         return q @ k.mT  # 0, of 0 features
-    known = transforms.is_static(T) and T > 0
+    known = at is None and transforms.is_static(T) and T > 0
+    at = at or (torch.arange(T, device=q.device),) * 2
     in_place = known and not transforms.mapped() and transforms.derivatives() is None
     levels = zip(q.split(ranks, -1), k.split(ranks, -1), ranks, block_sizes, strict=True)
     scores = q.new_zeros(*q.shape[:3], T)
@@ -74,11 +76,11 @@ def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
         if r and in_place:
             _add_level(scores, q_l / r, k_l, min(b, T))
         elif r:
-            scores = scores + (q_l / r @ k_l.mT).masked_fill(~same_block(T, b, q.device), 0)
+            scores = scores + (q_l / r @ k_l.mT).masked_fill(~same_block(*at, b), 0)
     if weighting == "levels":
         return scores / len(ranks)
     if weighting == "shared":
-        return scores / shared_levels(T, block_sizes, q.device).clamp(min=1)
+        return scores / shared_levels(*at, block_sizes).clamp(min=1)
     return scores
 
 
@@ -93,15 +95,14 @@ def _add_level(scores, q, k, b):
         scores[:, :, rest, rest] += q[:, :, rest] @ k[:, :, rest].mT
 
 
-def same_block(T, b, device=None):
-    """Which pairs of positions share a block of b, (T, T) booleans."""
-    block = torch.arange(T, device=device) // b
-    return block[:, None] == block
+def same_block(i, j, b):
+    """Which positions of i (Tq,) share a block of b with which of j (Tk,), (Tq, Tk) booleans."""
+    return (i // b)[:, None] == j // b
 
 
-def shared_levels(T, block_sizes, device=None):
-    """How many levels every pair of positions shares, (T, T) integers."""
-    return sum(same_block(T, b, device).long() for b in block_sizes)
+def shared_levels(i, j, block_sizes):
+    """How many levels every pair of positions shares, (Tq, Tk) integers."""
+    return sum(same_block(i, j, b).long() for b in block_sizes)
 
 
 def visible(q, causal, window=None):
@@ -119,7 +120,12 @@ def in_window(back, window, after):
 
 
 def mix(scores, v, mask, *, link="softmax", dropout=0):
-    """Weigh the values: scores (B, H, T, T), v (B, H, T, d), mask (T, T) or None -> (B, H, T, d)."""
+    """Weigh the values: scores (B, H, Tq, Tk), v (B, H, Tk, d) -> (B, H, Tq, d).
+
+    mask: (.., Tq, Tk), booleans or what is added to the scores, -inf where there is no weight; or None.
+    """
+    if mask is not None and mask.dtype != torch.bool:
+        scores, mask = scores + mask, mask > float("-inf")
     if link == "softmax":
         weights = scores.softmax(-1) if mask is None else scores.masked_fill(~mask, float("-inf")).softmax(-1)
     else:

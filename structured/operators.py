@@ -4,7 +4,9 @@ What the geometry depends on, the length too, is looked at inside, on tensors th
 holds one node, for every length. Eager code takes `Direct`, which costs the host 0.3 ms less than an operator, and
 under a transform of torch.func `Transformed`; derivatives of derivatives are those of the dense path.
 
-`geometry` is ranks, block_sizes, weighting, causal and the path, which for an operator may be "auto".
+`geometry` is ranks, block_sizes, weighting, causal and the path, which for an operator may be "auto"; then, where
+sequences are packed, their starts and a bound on their lengths (see `structured.functional`): these the fused kernel
+takes, or the dense path.
 """
 
 from collections.abc import Sequence
@@ -13,15 +15,17 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from structured import blockwise, dense, kernels, paths, transforms
+from structured import blockwise, dense, kernels, pairs, paths, transforms
 from structured.kernels.memory import heads_last, per_row
+from structured.pairs import Pairs
 
-GEOMETRY = 5  # arguments behind q, k and v
+GEOMETRY = 7  # arguments behind q, k and v
 EVERYTHING = 2**30  # a block in which all positions are
 
 
-def mlr_attention(q, k, v, *geometry):
+def mlr_attention(q, k, v, ranks, block_sizes, weighting, causal, path, starts=None, longest=None):
     """The output (B, H, T, d) by a path that is not the dense one, or by "auto"."""
+    geometry = ranks, block_sizes, weighting, causal, path, starts, longest
     if not torch.compiler.is_compiling():
         if transforms.mapped():
             return Transformed.apply(q, k, v, *geometry)[0]
@@ -30,39 +34,49 @@ def mlr_attention(q, k, v, *geometry):
     return mlr_operator(q, k, v, *geometry)[0]
 
 
-def forward(q, k, v, ranks, block_sizes, weighting, causal, path):
+def forward(q, k, v, ranks, block_sizes, weighting, causal, path, starts, longest):
     """(output (B, H, T, d), what the path keeps of every row's softmax (B, H, T or up to 3 more))."""
     levels = tuple(ranks), tuple(block_sizes), weighting, causal
     if not v.numel() or not q.shape[1]:
         return _outputs(q, v, path)
     with dense.without_autocast(q.device):
-        if path == "dense":
-            return _dense(q, k, v, *levels), _outputs(q, v, path)[1].zero_()
         if path == "triton":
-            return kernels.mlr.forward(q, k, v, *levels)
+            return kernels.mlr.forward(q, k, v, *levels, *_packed(starts, longest))
+        if path == "dense" or starts is not None:
+            return _dense(q, k, v, *levels, starts, longest), _outputs(q, v, path)[1].zero_()
         return blockwise.mlr_attention(q, k, v, *levels)
 
 
-def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, path):
+def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, path, starts, longest):
     """Gradients of q, k and v."""
     if not v.numel() or not q.shape[1]:
         return tuple(torch.zeros_like(x) for x in (q, k, v))
     levels = tuple(ranks), tuple(block_sizes), weighting, causal
     with dense.without_autocast(q.device):
-        if path == "dense":
-            return _dense_gradients(q, k, v, grad, *levels)
         if path == "triton":
-            return kernels.mlr.backward(q, k, v, out, lse, grad, *levels)
+            return kernels.mlr.backward(q, k, v, out, lse, grad, *levels, *_packed(starts, longest))
+        if path == "dense" or starts is not None:
+            return _dense_gradients(q, k, v, grad, *levels, starts, longest)
         return blockwise.mlr_gradients(q, k, v, out, lse[..., : q.shape[2]], grad, *levels)
 
 
-def _dense(q, k, v, ranks, block_sizes, weighting, causal):
+def _packed(starts, longest):
+    """The kernel's last arguments."""
+    if starts is None:
+        return ()
+    return starts.int(), starts.diff().max().item() if longest is None else longest
+
+
+def _dense(q, k, v, ranks, block_sizes, weighting, causal, starts, longest):
+    if starts is not None:
+        meet = Pairs(0, None, (starts, starts), longest)
+        return pairs.mlr_attention(q, k, v, ranks, block_sizes, meet, weighting=weighting, causal=causal)
     return dense.mlr_attention(q, k, v, ranks, block_sizes, weighting=weighting, causal=causal)
 
 
-def _dense_gradients(q, k, v, grad, *levels):
+def _dense_gradients(q, k, v, grad, *geometry):
     """Gradients of q, k and v by the dense path, differentiable themselves."""
-    return torch.func.vjp(lambda *x: _dense(*x, *levels), q, k, v)[1](grad)
+    return torch.func.vjp(lambda *x: _dense(*x, *geometry), q, k, v)[1](grad)
 
 
 def _save(ctx, inputs, output):
@@ -127,8 +141,10 @@ class Gradients(torch.autograd.Function):
 
 def _second(ctx, cotangents):
     """Gradients of q, k, v, out, lse and grad, given those of the gradients of q, k and v."""
+    *levels, _, starts, longest = ctx.geometry
+
     def gradients(*x):
-        return _dense_gradients(*x, *ctx.geometry[:-1])
+        return _dense_gradients(*x, *levels, starts, longest)
 
     q, k, v, grad = torch.func.vjp(gradients, *ctx.saved_tensors)[1](tuple(cotangents))
     return q, k, v, None, None, grad
@@ -137,6 +153,8 @@ def _second(ctx, cotangents):
 def _mapped(function, count, info, in_dims, arguments):
     """A function of `count` tensors with a batch in front, mapped over a dimension: one call with a longer batch."""
     n, tensors, rest = info.batch_size, arguments[:count], arguments[count:]
+    if any(isinstance(x, Tensor) for x in rest):  # the starts of sequences that are packed into a batch of 1
+        return _one_by_one(function, n, tensors, in_dims, rest)
     folded = [
         (x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
         for x, dim in zip(tensors, in_dims, strict=False)
@@ -145,6 +163,17 @@ def _mapped(function, count, info, in_dims, arguments):
     outputs = function(*folded, *rest)
     outputs = [x.unflatten(0, (n, B)) for x in (outputs if isinstance(outputs, tuple) else [outputs])]
     return (tuple(outputs), (0,) * len(outputs)) if len(outputs) > 1 else (outputs[0], 0)
+
+
+def _one_by_one(function, n, tensors, in_dims, rest):
+    """The same, a call for each."""
+    outputs = []
+    for i in range(n):
+        some = (x if dim is None else x.select(dim, i) for x, dim in zip(tensors, in_dims, strict=False))
+        outputs.append(function(*some, *rest))
+    if isinstance(outputs[0], tuple):
+        return tuple(torch.stack(x) for x in zip(*outputs, strict=True)), (0,) * len(outputs[0])
+    return torch.stack(outputs), 0
 
 
 # Operators, in which the memory of what comes out is as their `register_fake` says
@@ -177,28 +206,31 @@ def _laid_out(tensors, wanted):
 def mlr_operator(
     q: Tensor, k: Tensor, v: Tensor,
     ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool, path: str,
+    starts: Tensor | None = None, longest: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     taken = paths.mlr_backend(q, k, v, block_sizes, backend=path)
-    return _laid_out(forward(q, k, v, ranks, block_sizes, weighting, causal, taken), _outputs(q, v, path))
+    found = forward(q, k, v, ranks, block_sizes, weighting, causal, taken, starts, longest)
+    return _laid_out(found, _outputs(q, v, path))
 
 
 @torch.library.custom_op("structured::mlr_attention_backward", mutates_args=())
 def mlr_backward_operator(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor,
     ranks: Sequence[int], block_sizes: Sequence[int], weighting: str, causal: bool, path: str,
+    starts: Tensor | None = None, longest: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     taken = paths.mlr_backend(q, k, v, block_sizes, backend=path)
-    gradients = backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, taken)
+    gradients = backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, taken, starts, longest)
     return _laid_out(gradients, _gradients(q, k, v, path))
 
 
 @mlr_operator.register_fake
-def _(q, k, v, ranks, block_sizes, weighting, causal, path):
+def _(q, k, v, ranks, block_sizes, weighting, causal, path, *packed):
     return _outputs(q, v, path)
 
 
 @mlr_backward_operator.register_fake
-def _(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, path):
+def _(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, path, *packed):
     return _gradients(q, k, v, path)
 
 

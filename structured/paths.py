@@ -9,12 +9,12 @@ BACKENDS = {"mlr": ("auto", "triton", "blockwise", "dense"), "window": ("auto", 
 DENSE_BELOW = 192  # positions: with fewer, dense MLR is faster on the CPU for 8 levels (for 4: with fewer than 96)
 
 
-def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0, backend="auto"):
+def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0, pairs=None, backend="auto"):
     """The path that MLR attention takes; BadInput where `backend` names one that cannot take these inputs.
 
     "auto" stays where the length is not known yet: then the operator chooses.
     """
-    reason = _dense_only(link, dropout) or _underivable()
+    reason = _dense_only(link, dropout, pairs) or _underivable()
     static = transforms.is_static(q.shape[2])
     if backend == "auto" and not static and not reason and not transforms.below(q.shape[2], DENSE_BELOW):
         return "auto"
@@ -27,9 +27,17 @@ def mlr_backend(q, k, v, block_sizes, *, link="softmax", dropout=0, backend="aut
     return _choose("mlr", backend, refusals, q)
 
 
-def window_backend(q, k, v, *, link="softmax", dropout=0, backend="auto"):
+def packed_path(q, k, v, block_sizes, pairs, **options):
+    """The path that takes packed sequences in one call, "triton" or "auto" (the operator chooses), or None."""
+    if pairs.attn_mask is not None or pairs.starts[0] is not pairs.starts[1]:
+        return None
+    path = mlr_backend(q, k, v, block_sizes, **options)
+    return path if path == "triton" or (path == "auto" and q.is_cuda) else None
+
+
+def window_backend(q, k, v, *, link="softmax", dropout=0, pairs=None, backend="auto"):
     """The path that window attention takes; BadInput where `backend` names one that cannot take these inputs."""
-    reason = _dense_only(link, dropout)
+    reason = _dense_only(link, dropout, pairs)
     refusals = {"flex": lambda: reason or _flex_refusal(q, v), "blockwise": lambda: reason}
     return _choose("window", backend, refusals, q)
 
@@ -63,8 +71,11 @@ def _choose(kind, backend, refusals, q):
     return backend
 
 
-def _dense_only(link, dropout):
+def _dense_only(link, dropout, pairs):
     """Why only the dense path can compute this, or None."""
+    if pairs is not None:
+        inside = "packed sequences inside of torch.compile" if pairs.starts else "this mask or offset"
+        return f"{inside} takes the dense path"
     if link != "softmax":
         return f"link '{link}' takes the dense path"
     return f"dropout {dropout} takes the dense path" if dropout else None

@@ -14,12 +14,56 @@ def positions(T):
     return torch.arange(T)[:, None], torch.arange(T)[None, :]
 
 
-def weights(scores, allowed, link="softmax"):
-    """The link function over the allowed keys: softmax of each row, or the scores as they are."""
+def places(Tq, Tk, cu_seqlens=None, offset=None):
+    """(position, number of its sequence) of every query, as columns, and of every key, as rows.
+
+    Positions count the keys of a sequence. Its queries are the last of them, or begin at `offset` where there is one
+    sequence. cu_seqlens: the starts of the sequences and the end of the last, or a pair of those of queries and keys.
+    """
+    if cu_seqlens is None:
+        queries = [((Tk - Tq if offset is None else offset) + t, 0) for t in range(Tq)]
+        keys = [(t, 0) for t in range(Tk)]
+    else:
+        starts_q, starts_k = cu_seqlens if isinstance(cu_seqlens, tuple) else (cu_seqlens, cu_seqlens)
+        lengths_q, lengths_k = starts_q.diff().tolist(), starts_k.diff().tolist()
+        queries = [(lengths_k[n] - length + t, n) for n, length in enumerate(lengths_q) for t in range(length)]
+        keys = [(t, n) for n, length in enumerate(lengths_k) for t in range(length)]
+    i, n = torch.tensor(queries, dtype=torch.long).view(Tq, 2, 1).unbind(1)
+    j, m = torch.tensor(keys, dtype=torch.long).view(Tk, 2).T.unsqueeze(1)
+    return i, n, j, m
+
+
+def visible(i, j, causal=True, window=None):
+    """Which queries at i see which keys at j."""
+    after = i if causal else j if window is None else i + window
+    return (j <= after) & (j >= (j if window is None else i - window)) & (i == i)
+
+
+def all_pairs(T, causal=True):
+    return visible(*positions(T), causal)
+
+
+def window_pairs(T, window, causal=True):
+    return visible(*positions(T), causal, window)
+
+
+def weights(scores, allowed, link="softmax", attn_mask=None):
+    """The link function over the allowed keys: softmax of each row, or the scores as they are; 0 where there are none.
+
+    attn_mask: booleans, which keys are allowed, too, or what is added to the scores, -inf forbidding a key.
+    """
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        allowed = allowed & (attn_mask > -torch.inf)
+        scores = scores + torch.where(attn_mask > -torch.inf, attn_mask, 0)
+    elif attn_mask is not None:
+        allowed = allowed & attn_mask
     if link == "identity":
         return torch.where(allowed, scores, 0)
+    if not scores.numel():
+        return scores
     numerator = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0)
-    return numerator / numerator.sum(-1, keepdim=True)
+    total = numerator.sum(-1, keepdim=True)
+    return numerator / torch.where(total == 0, 1, total)
 
 
 def for_every_head(k, n_head):
@@ -31,42 +75,39 @@ def inner_products(q, k):
     return torch.einsum("bhir,bhjr->bhij", q, for_every_head(k, q.shape[1]))
 
 
-def all_pairs(T, causal=True):
-    i, j = positions(T)
-    return (j <= i) if causal else (j == j) & (i == i)
+def times(scale, scores):
+    """scale * scores; a scale (H,) is a number for each head."""
+    per_head = isinstance(scale, torch.Tensor) and scale.ndim == 1
+    return (scale[:, None, None] if per_head else scale) * scores
 
 
-def window_pairs(T, window, causal=True):
-    i, j = positions(T)
-    return (i - window <= j) & (j <= (i if causal else i + window))
-
-
-def attention(q, k, v, *, scale, causal=True, link="softmax", bias=0):
+def attention(q, k, v, *, scale, causal=True, link="softmax", bias=0, attn_mask=None, cu_seqlens=None, offset=None):
     """DESIGN 2, low_rank."""
-    w = weights(scale * inner_products(q, k) + bias, all_pairs(q.shape[2], causal), link)
+    i, n, j, m = places(q.shape[2], k.shape[2], cu_seqlens, offset)
+    w = weights(times(scale, inner_products(q, k)) + bias, (n == m) & visible(i, j, causal), link, attn_mask)
     return w @ for_every_head(v, q.shape[1])
 
 
-def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", bias=0):
+def window_attention(q, k, v, window, *, scale, causal=True, link="softmax", bias=0, attn_mask=None, cu_seqlens=None,
+                     offset=None):  # fmt: skip
     """DESIGN 2, low_rank_with_sliding_window."""
-    w = weights(scale * inner_products(q, k) + bias, window_pairs(q.shape[2], window, causal), link)
+    i, n, j, m = places(q.shape[2], k.shape[2], cu_seqlens, offset)
+    w = weights(times(scale, inner_products(q, k)) + bias, (n == m) & visible(i, j, causal, window), link, attn_mask)
     return w @ for_every_head(v, q.shape[1])
 
 
-def gswa_attention(q, k, v, ranks, window, *, scales=None, causal=True, link="softmax"):
+def gswa_attention(q, k, v, ranks, window, *, scales=None, **options):
     """DESIGN 2, low_rank_with_gswa: two weight matrices, added."""
     a, b = ranks
-    T = q.shape[2]
     far_scale, near_scale = scales or (8 / a, 8 / b)
-    far = weights(far_scale * inner_products(q[..., :a], k[..., :a]), all_pairs(T, causal), link)
-    near = weights(near_scale * inner_products(q[..., a:], k[..., a:]), window_pairs(T, window, causal), link)
-    return (far + near) @ for_every_head(v, q.shape[1])
+    far = attention(q[..., :a], k[..., :a], v, scale=far_scale, **options)
+    return far + window_attention(q[..., a:], k[..., a:], v, window, scale=near_scale, **options)
 
 
-def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
+def mlr_scores(q, k, ranks, block_sizes, weighting="none", at=None):
     """DESIGN 3: S_ij = c_ij * sum over the levels whose block i and j share of q_i^(l) . k_j^(l) / r_l."""
-    i, j = positions(q.shape[2])
-    scores, shared, first = 0, torch.zeros(q.shape[2], q.shape[2], dtype=torch.long), 0
+    i, j = at or positions(q.shape[2])
+    scores, shared, first = torch.zeros_like(inner_products(q, k)), torch.zeros_like(i * j), 0
     for r, b in zip(ranks, block_sizes, strict=True):
         meet = i // b == j // b
         if r:
@@ -79,9 +120,11 @@ def mlr_scores(q, k, ranks, block_sizes, weighting="none"):
     return scores / (len(ranks) if weighting == "levels" else torch.where(shared == 0, 1, shared))
 
 
-def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", bias=0):
-    scores = mlr_scores(q, k, ranks, block_sizes, weighting) + bias
-    return weights(scores, all_pairs(q.shape[2], causal), link) @ for_every_head(v, q.shape[1])
+def mlr_attention(q, k, v, ranks, block_sizes, *, weighting="none", causal=True, link="softmax", bias=0, attn_mask=None,
+                  cu_seqlens=None, offset=None):  # fmt: skip
+    i, n, j, m = places(q.shape[2], k.shape[2], cu_seqlens, offset)
+    scores = mlr_scores(q, k, ranks, block_sizes, weighting, (i, j)) + bias
+    return weights(scores, (n == m) & visible(i, j, causal), link, attn_mask) @ for_every_head(v, q.shape[1])
 
 
 def rotated(x, slices):

@@ -15,6 +15,11 @@ def mapped():
     return _traced_mapped() if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active()
 
 
+def is_mapped(x):
+    """Whether torch.vmap maps over this tensor."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x)
+
+
 def derivatives():
     """Which derivatives torch.func or forward mode ask for: None, "reverse", "second" (reverse twice) or "forward".
 

@@ -3,6 +3,7 @@
 python tests/compile_kernels.py, without TRITON_INTERPRET.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -22,29 +23,36 @@ def tile(rows, width):
     return f"tensordesc<bf16[1,1,{rows},{width}]>"
 
 
-def chunks(name, rows, widths):
-    """The three arguments of a tensor in chunks."""
-    kinds = [*(tile(rows, width) for width in widths), "constexpr", "constexpr"]
+def chunks(name, rows, widths, packed=False):
+    """The three arguments of a tensor in chunks; what is written is a pointer where sequences are packed."""
+    kinds = [*("*bf16" if packed else tile(rows, width) for width in widths), "constexpr", "constexpr"]
     return {f"{name}{c}": kinds[c] for c in range(3)}
 
 
 def signature(kernel, S):
     """Argument: kind."""
-    q, k = (lambda name: chunks(name, S.BM, S.widths)), (lambda name: chunks(name, S.BN, S.widths))
-    o, v, integer, per_row = tile(S.BM, S.DV), tile(S.BN, S.DV), "i32", f"tensordesc<fp32[1,{S.BM}]>"
-    end = dict(T=integer, ROW=integer, H=integer, GROUP=integer, S="constexpr")
+    q, k = (lambda name, *to: chunks(name, S.BM, S.widths, *to)), (lambda name, *to: chunks(name, S.BN, S.widths, *to))
+    o, v, integer, packed = tile(S.BM, S.DV), tile(S.BN, S.DV), "i32", S.packed
+    out, dv = ("*bf16", "*bf16") if packed else (o, v)
+    per_row = "*fp32" if packed else f"tensordesc<fp32[1,{S.BM}]>"
+    place = dict(T=integer, ROW=integer, CU="*i32" if packed else "constexpr", WIDE=integer)
+    end = dict(**place, H=integer, GROUP=integer, S="constexpr")
     return {
-        "forward": {**q("Q"), **k("K"), "V": v, "O": o, "LSE": "*fp32", **end},
-        "backward_q": {**q("Q"), **k("K"), "V": v, "O": o, "DO": o, **q("DQ"), "LSE": "*fp32", "DELTA": "*fp32", **end},
+        "forward": {**q("Q"), **k("K"), "V": v, "O": out, "LSE": "*fp32", **end},
+        "backward_q": {
+            **q("Q"), **k("K"), "V": v, "O": o, "DO": o, **q("DQ", packed), "LSE": "*fp32", "DELTA": "*fp32", **end,
+        },
         "backward_kv": {
-            **q("Q"), **k("K"), "V": v, "DO": o, **k("DK"), "DV": v, "LSE": per_row, "DELTA": per_row,
-            "T": integer, "H": integer, "GROUP": "constexpr", "S": "constexpr",
+            **q("Q"), **k("K"), "V": v, "DO": o, **k("DK", packed), "DV": dv, "LSE": per_row, "DELTA": per_row, **place,
+            "WIDE_V": integer, "H": integer, "GROUP": "constexpr", "S": "constexpr",
         },
     }[kernel]  # fmt: skip
 
 
-for kernel, launch in mlr.launches(torch.bfloat16, T, 64).items():
-    S = mlr.shape(RANKS, default_block_sizes(T, len(RANKS)), "shared", True, T, torch.bfloat16, 64, launch)
+LAUNCHES = mlr.launches(torch.bfloat16, T, 64)
+for kernel, packed in itertools.product(LAUNCHES, (False, True)):
+    launch, levels = LAUNCHES[kernel], (RANKS, default_block_sizes(T, len(RANKS)), "shared")
+    S = mlr.shape(*levels, not packed, T, torch.bfloat16, 64, launch, packed)
     kinds = signature(kernel, S)
     constants = {name: {"S": S, "GROUP": 2}.get(name) for name, kind in kinds.items() if kind == "constexpr"}
     options = dict(num_warps=launch.warps, maxnreg=launch.registers, enable_fp_fusion=True)

@@ -160,7 +160,7 @@ def test_default_block_sizes():
         (lambda q, k, v: mlr_attention(q, k, v, (4, 2), (8, 4), weighting="some"), "no level weighting 'some'"),
         (lambda q, k, v: attention(q, k, v, scale=1.0, link="relu"), "no link function 'relu'"),
         (lambda q, k, v: attention(q[:, :3], k, v, scale=1.0), "2 key heads do not divide 3"),
-        (lambda q, k, v: attention(q, k[:, :, :4], v, scale=1.0), r"q, k, v are \(B, H, T, r\)"),
+        (lambda q, k, v: attention(q, k[:, :, :4], v, scale=1.0), r"q, k, v are \(B, H, Tq, r\)"),
         (lambda q, k, v: window_attention(q, k, v, -1, scale=1.0), "window -1"),
         (lambda q, k, v: gswa_attention(q, k, v, (6, 0), 3), "two ranks of at least 1"),
     ],

@@ -79,5 +79,5 @@ print(structured.__file__)
 
 def test_help_says_what_goes_in_and_comes_out(installed, tmp_path):
     said = run(installed, "import structured; help(structured.mlr_attention)", tmp_path)
-    for word in ("q: ", "(B, H, T, r)", "Returns", "Raises", "BadInput", "DESIGN 3", "weighting: ", "-> torch.Tensor"):
+    for word in ("q: ", "(B, H, Tq, r)", "Returns", "Raises", "BadInput", "DESIGN 3", "weighting: ", "-> torch.Tensor"):
         assert word in said, word

@@ -54,6 +54,7 @@ class Shape(NamedTuple):
     stages: int
     precision: str
     limit: float
+    packed: bool
 
 
 def level_entries(ranks, block_sizes, weighting, T, tile):
@@ -119,7 +120,7 @@ def launches(dtype, T, widest):
 
 
 @lru_cache(maxsize=1024)
-def shape(ranks, block_sizes, weighting, causal, T, dtype, d_value, launch):
+def shape(ranks, block_sizes, weighting, causal, T, dtype, d_value, launch, packed=False):
     """The Shape of a launch."""
     entries, far = level_entries(ranks, block_sizes, weighting, T, max(launch.BM, launch.BN))
     blocks, prefix, weights = zip(*entries, strict=True)
@@ -132,7 +133,7 @@ def shape(ranks, block_sizes, weighting, causal, T, dtype, d_value, launch):
         one_weight=len(set(weights[far:])) == 1, widths=widths, ranks=used, ends=tuple(accumulate(used)),
         causal=causal, DV=max(NARROWEST, triton.next_power_of_2(d_value)), BM=launch.BM, BN=launch.BN,
         stages=launch.stages, precision="tf32x3" if dtype == torch.float32 else "tf32",
-        limit=2.0**15 if dtype == torch.float16 else 2.0**60,
+        limit=2.0**15 if dtype == torch.float16 else 2.0**60, packed=packed,
     )  # fmt: skip
 
 
@@ -205,39 +206,51 @@ def run(kernel, arguments, programs, launch, S):
 compiled = {}  # the interpreter makes nothing
 
 
-def forward(q, k, v, ranks, block_sizes, weighting, causal):
-    """(output (B, H, T, d), log2 of the sum of exp2 of the scores, per_row(q))."""
+def written(x, rows, widths, packed):
+    """What a kernel takes to write x in chunks: descriptors, or the memory where tiles may end behind a sequence."""
+    return [*[x] * len(widths), None, None][:3] if packed else chunks(x, rows, widths)
+
+
+def forward(q, k, v, ranks, block_sizes, weighting, causal, starts=None, longest=None):
+    """(output (B, H, T, d), log2 of the sum of exp2 of the scores, per_row(q)).
+
+    starts: of sequences packed into a batch of 1, and the end, (N + 1,) of int32; longest: a bound on their lengths.
+    """
     B, H, T, _ = q.shape
     out, lse = heads_last(B, H, T, v.shape[3], v), per_row(q)
     if not out.numel():
         return out, lse
+    N, T, packed = (B, T, False) if starts is None else (len(starts) - 1, longest, True)
     launch = launches(q.dtype, T, max(q.shape[3], v.shape[3]))["forward"]
-    S = shape(ranks, block_sizes, weighting, causal, T, q.dtype, v.shape[3], launch)
+    S = shape(ranks, block_sizes, weighting, causal, T, q.dtype, v.shape[3], launch, packed)
     Q, K = chunks(loadable(q), S.BM, S.widths), chunks(loadable(k), S.BN, S.widths)
-    V, O = tiles(loadable(v), S.BN, S.DV), tiles(out, S.BM, S.DV)
-    arguments = (*Q, *K, V, O, lse, T, lse.shape[2], H, H // k.shape[1])
-    run(mlr_triton.forward, arguments, -(-T // S.BM) * B * H, launch, S)
+    V, (O, *_) = tiles(loadable(v), S.BN, S.DV), written(out, S.BM, (S.DV,), packed)
+    arguments = (*Q, *K, V, O, lse, T, lse.shape[2], starts, out.stride(1), H, H // k.shape[1])
+    run(mlr_triton.forward, arguments, -(-T // S.BM) * N * H, launch, S)
     return out, lse
 
 
-def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal):
+def backward(q, k, v, out, lse, grad, ranks, block_sizes, weighting, causal, starts=None, longest=None):
     """Gradients of q, k and v; the same bits every time."""
     (B, H, T, _), (G, d_value) = q.shape, v.shape[1::2]
     dq, dk, dv = like(q), like(k), like(v)
     if not grad.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
+    N, T, packed = (B, T, False) if starts is None else (len(starts) - 1, longest, True)
     delta, launch = per_row(q), launches(q.dtype, T, max(q.shape[3], d_value))
     lse = lse.contiguous()
     q, k, v, out, grad = (loadable(x) for x in (q, k, v, out, grad))
     geometry = ranks, block_sizes, weighting, causal, T, q.dtype, d_value
-    S = shape(*geometry, launch["backward_q"])
-    Q, K, DQ = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dq, S.BM, S.widths)
+    S = shape(*geometry, launch["backward_q"], packed)
+    Q, K, DQ = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), written(dq, S.BM, S.widths, packed)
     V, O, DO = tiles(v, S.BN, S.DV), tiles(out, S.BM, S.DV), tiles(grad, S.BM, S.DV)
-    arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.shape[2], H, H // G)
-    run(mlr_triton.backward_q, arguments, -(-T // S.BM) * B * H, launch["backward_q"], S)
-    S = shape(*geometry, launch["backward_kv"])
-    Q, K, DK = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), chunks(dk, S.BN, S.widths)
-    V, DO, DV = tiles(v, S.BN, S.DV), tiles(grad, S.BM, S.DV), tiles(dv, S.BN, S.DV)
-    arguments = (*Q, *K, V, DO, *DK, DV, row_tiles(lse, T, S.BM), row_tiles(delta, T, S.BM), T, H, H // G)
-    run(mlr_triton.backward_kv, arguments, -(-T // S.BN) * B * G, launch["backward_kv"], S)
+    arguments = (*Q, *K, V, O, DO, *DQ, lse, delta, T, lse.shape[2], starts, dq.stride(1), H, H // G)
+    run(mlr_triton.backward_q, arguments, -(-T // S.BM) * N * H, launch["backward_q"], S)
+    S = shape(*geometry, launch["backward_kv"], packed)
+    Q, K, DK = chunks(q, S.BM, S.widths), chunks(k, S.BN, S.widths), written(dk, S.BN, S.widths, packed)
+    V, DO, (DV, *_) = tiles(v, S.BN, S.DV), tiles(grad, S.BM, S.DV), written(dv, S.BN, (S.DV,), packed)
+    numbers = (lse, delta) if packed else (row_tiles(lse, T, S.BM), row_tiles(delta, T, S.BM))
+    sizes = T, lse.shape[2], starts, dk.stride(1), dv.stride(1), H, H // G
+    arguments = (*Q, *K, V, DO, *DK, DV, *numbers, *sizes)
+    run(mlr_triton.backward_kv, arguments, -(-T // S.BN) * N * G, launch["backward_kv"], S)
     return dq, dk, dv

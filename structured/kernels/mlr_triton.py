@@ -3,7 +3,8 @@
 A program keeps one tile stationary (queries in `forward` and `backward_q`, keys in `backward_kv`) and walks over the
 tiles that meet it. Blocks nest, so the tiles that share exactly the first m levels with it form one run on each side;
 in that run scores need only the first prefix[m] features. Far runs have no masks at all; the near tiles, in which some
-level ends, mask level by level.
+level ends, mask level by level. In a kernel of packed sequences a program finds the first position and the length of
+its sequence in CU, their starts, and ends where its tile lies behind; positions in it count from 0.
 
 `S` is a Shape (structured/kernels/mlr.py), known at compile time. Tensors come as descriptors of (B, H, T, width), one
 for each chunk of features where they are cut into chunks; what lies outside of a tensor reads as 0 and is not written.
@@ -47,16 +48,64 @@ def whole(S, first, end):
 
 
 @triton.jit
-def _load(X, b, h, t, column: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    return X.load([b, h, t, column]).reshape(ROWS, WIDTH)
+def _place(b, T, CU, S: tl.constexpr):
+    """((batch, first position) of sequence b in the tensors, its length)."""
+    if S.packed:
+        first = tl.load(CU + b)
+        return (0, first), tl.load(CU + b + 1) - first
+    else:
+        return (b, 0), T
 
 
 @triton.jit
-def _chunks(X, b, h, t, N: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr):
+def _line(at, h, H, ROW):
+    """Where the numbers of the rows of query head h begin in LSE and DELTA."""
+    return (at[0] * H + h).to(tl.int64) * ROW + at[1]
+
+
+@triton.jit
+def _numbers(X, at, h, t, T, H, ROW, beyond: tl.constexpr, S: tl.constexpr):
+    """Those of the BM rows at t. Behind a packed sequence, where the next one is, they are `beyond`, otherwise 0."""
+    if S.packed:
+        rows = t + tl.arange(0, S.BM)
+        return tl.load(X + _line(at, h, H, ROW) + rows, mask=rows < T, other=beyond)
+    else:
+        return X.load([at[0] * H + h, t]).reshape(S.BM)
+
+
+@triton.jit
+def _store(X, x, at, h, t, T, HEADS, WIDE, column: tl.constexpr, S: tl.constexpr):
+    """A tile of positions from t on, none behind the sequence. A packed X is the memory of (T, HEADS, WIDE)."""
+    if S.packed:
+        rows = t + tl.arange(0, x.shape[0])
+        columns = column + tl.arange(0, x.shape[1])
+        places = ((at[1] + rows).to(tl.int64) * HEADS + h) * WIDE
+        inside = (rows < T)[:, None] & (columns < WIDE)[None, :]
+        tl.store(X + places[:, None] + columns[None, :], x.to(X.dtype.element_ty), mask=inside)
+    else:
+        X.store([at[0], h, t, column], x.to(X.dtype).reshape(1, 1, x.shape[0], x.shape[1]))
+
+
+@triton.jit
+def _load(X, at, h, t, column: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    return X.load([at[0], h, at[1] + t, column]).reshape(ROWS, WIDTH)
+
+
+@triton.jit
+def _values(V, at, h, t, T, MAY_END: tl.constexpr, S: tl.constexpr):
+    """A tile of values; those behind a packed sequence, where the next one is, as 0: they may not be finite."""
+    v = _load(V, at, h, t, 0, S.BN, S.DV)
+    if S.packed and MAY_END:
+        v = tl.where((t + tl.arange(0, S.BN) < T)[:, None], v, tl.zeros_like(v))
+    return v
+
+
+@triton.jit
+def _chunks(X, at, h, t, N: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr):
     """The first N chunks of a tile."""
     x = ()
     for c in tl.static_range(N):
-        x = x + (_load(X[c], b, h, t, first_column(S.widths, c), ROWS, S.widths[c]),)
+        x = x + (_load(X[c], at, h, t, first_column(S.widths, c), ROWS, S.widths[c]),)
     return x
 
 
@@ -93,11 +142,11 @@ def _scale_features(x, c: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def _stationary(X, b, h, t, S: tl.constexpr, ROWS: tl.constexpr):
+def _stationary(X, at, h, t, S: tl.constexpr, ROWS: tl.constexpr):
     """The chunks of the tile that stays, times 1 / r_l."""
     x = ()
     for c in tl.static_range(len(S.widths)):
-        chunk = _load(X[c], b, h, t, first_column(S.widths, c), ROWS, S.widths[c])
+        chunk = _load(X[c], at, h, t, first_column(S.widths, c), ROWS, S.widths[c])
         x = x + (_scale_features(chunk, c, S).to(chunk.dtype),)
     return x
 
@@ -281,7 +330,7 @@ def _add_online(acc, sums, top, s, v, S: tl.constexpr):
 
 
 @triton.jit
-def _forward_class(acc, sums, top, q, K, V, b, h, starts, ends, T, I: tl.constexpr, RIGHT: tl.constexpr,
+def _forward_class(acc, sums, top, q, K, V, at, h, starts, ends, T, I: tl.constexpr, RIGHT: tl.constexpr,
                    ONLINE: tl.constexpr, S: tl.constexpr):  # fmt: skip
     """The far keys of the runs of class I."""
     FIRST: tl.constexpr = S.classes[I]
@@ -291,10 +340,10 @@ def _forward_class(acc, sums, top, q, K, V, b, h, starts, ends, T, I: tl.constex
         lo, hi, rank, weight = _run(m, starts, ends, T, FIRST, END, RIGHT, S)
         x = _cut(q, rank, N, FIRST, END, S)
         for t in tl.range(lo, hi, S.BN, num_stages=S.stages):
-            s = _product(x, _chunks(K, b, h, t, N, S, S.BN), S) * (weight * LOG2E)
+            s = _product(x, _chunks(K, at, h, t, N, S, S.BN), S) * (weight * LOG2E)
             if RIGHT:
                 s = tl.where((t + tl.arange(0, S.BN) < T)[None, :], s, float("-inf"))
-            v = _load(V, b, h, t, 0, S.BN, S.DV)
+            v = _values(V, at, h, t, T, RIGHT, S)
             if ONLINE:
                 acc, sums, top = _add_online(acc, sums, top, s, v, S)
             else:
@@ -303,9 +352,9 @@ def _forward_class(acc, sums, top, q, K, V, b, h, starts, ends, T, I: tl.constex
 
 
 @triton.jit
-def _sweep(Q, K, V, b, h, hk, t0, T, ONLINE: tl.constexpr, S: tl.constexpr):
+def _sweep(Q, K, V, at, h, hk, t0, T, ONLINE: tl.constexpr, S: tl.constexpr):
     """(values not yet normalised, sums, maxima) of the queries at t0. Without ONLINE the near tiles fix the maximum."""
-    q = _stationary(Q, b, h, t0, S, S.BM)
+    q = _stationary(Q, at, h, t0, S, S.BM)
     starts, ends = _edges(t0, S)
     rows = t0 + tl.arange(0, S.BM)
     acc = _zero(S.BM, S.DV)
@@ -314,18 +363,18 @@ def _sweep(Q, K, V, b, h, hk, t0, T, ONLINE: tl.constexpr, S: tl.constexpr):
     end = tl.minimum(ends[S.far], tl.minimum(T, t0 + S.BM) if S.causal else T)
     for t in tl.range(starts[S.far], end, S.BN, num_stages=1):
         cols = t + tl.arange(0, S.BN)
-        s, _ = _near_scores(q, _chunks(K, b, hk, t, len(S.widths), S, S.BN), rows, cols, S)
+        s, _ = _near_scores(q, _chunks(K, at, hk, t, len(S.widths), S, S.BN), rows, cols, S)
         s = tl.where(_visible(rows, cols, T, S), s, float("-inf"))
-        acc, sums, top = _add_online(acc, sums, top, s, _load(V, b, hk, t, 0, S.BN, S.DV), S)
+        acc, sums, top = _add_online(acc, sums, top, s, _values(V, at, hk, t, T, True, S), S)
     for i in tl.static_range(len(S.classes) - 1):
-        acc, sums, top = _forward_class(acc, sums, top, q, K, V, b, hk, starts, ends, T, i, False, ONLINE, S)
+        acc, sums, top = _forward_class(acc, sums, top, q, K, V, at, hk, starts, ends, T, i, False, ONLINE, S)
         if not S.causal:
-            acc, sums, top = _forward_class(acc, sums, top, q, K, V, b, hk, starts, ends, T, i, True, ONLINE, S)
+            acc, sums, top = _forward_class(acc, sums, top, q, K, V, at, hk, starts, ends, T, i, True, ONLINE, S)
     return acc, tl.max(sums, 1), top
 
 
-@triton.jit(do_not_specialize=["T", "ROW", "H", "GROUP"])
-def forward(Q0, Q1, Q2, K0, K1, K2, V, O, LSE, T, ROW, H, GROUP, S: tl.constexpr):
+@triton.jit(do_not_specialize=["T", "ROW", "WIDE", "H", "GROUP"], do_not_specialize_on_alignment=["CU"])
+def forward(Q0, Q1, Q2, K0, K1, K2, V, O, LSE, T, ROW, CU, WIDE, H, GROUP, S: tl.constexpr):
     """O and LSE, the log2 of the sum of exp2 of the scores, (B H, T).
 
     The maximum that keeps exp2 in range need not be that of all keys, so the near tiles fix it and the far ones are
@@ -337,19 +386,22 @@ def forward(Q0, Q1, Q2, K0, K1, K2, V, O, LSE, T, ROW, H, GROUP, S: tl.constexpr
     n = tl.cdiv(T, S.BM)
     t0 = (n - 1 - tl.program_id(0) % n) * S.BM  # the longest rows first
     bh = tl.program_id(0) // n
-    b = bh // H
     h = bh % H
-    acc, total, top = _sweep(Q, K, V, b, h, h // GROUP, t0, T, False, S)
+    at, T = _place(bh // H, T, CU, S)
+    if S.packed:  # noqa: SIM102 - known when the kernel is compiled, unlike the other
+        if t0 >= T:
+            return
+    acc, total, top = _sweep(Q, K, V, at, h, h // GROUP, t0, T, False, S)
     in_range = (total < S.limit) & (tl.sum(acc * 0, 1) == 0)
     if tl.min(in_range.to(tl.int32), 0) == 0:
-        acc, total, top = _sweep(Q, K, V, b, h, h // GROUP, t0, T, True, S)
+        acc, total, top = _sweep(Q, K, V, at, h, h // GROUP, t0, T, True, S)
     rows = t0 + tl.arange(0, S.BM)
-    tl.store(LSE + bh.to(tl.int64) * ROW + rows, top + tl.math.log2(total), mask=rows < T)
-    O.store([b, h, t0, 0], (acc / total[:, None]).to(O.dtype).reshape(1, 1, S.BM, S.DV))
+    tl.store(LSE + _line(at, h, H, ROW) + rows, top + tl.math.log2(total), mask=rows < T)
+    _store(O, acc / total[:, None], at, h, t0, T, H, WIDE, 0, S)
 
 
 @triton.jit
-def _backward_q_class(g, q, do, lse, delta, K, V, b, h, starts, ends, T, I: tl.constexpr, RIGHT: tl.constexpr,
+def _backward_q_class(g, q, do, lse, delta, K, V, at, h, starts, ends, T, I: tl.constexpr, RIGHT: tl.constexpr,
                       S: tl.constexpr):  # fmt: skip
     """g and what the far keys of the runs of class I add."""
     FIRST: tl.constexpr = S.classes[I]
@@ -361,11 +413,11 @@ def _backward_q_class(g, q, do, lse, delta, K, V, b, h, starts, ends, T, I: tl.c
         dx = _open(g, N, FIRST, END, S)
         weighted = (lse - tl.math.log2(weight))[:, None]  # so that p is times the weight
         for t in tl.range(lo, hi, S.BN, num_stages=S.stages):
-            k = _chunks(K, b, h, t, N, S, S.BN)
+            k = _chunks(K, at, h, t, N, S, S.BN)
             s = _product(x, k, S) * (weight * LOG2E)
             if RIGHT:
                 s = tl.where((t + tl.arange(0, S.BN) < T)[None, :], s, float("-inf"))
-            v = _load(V, b, h, t, 0, S.BN, S.DV)
+            v = _load(V, at, h, t, 0, S.BN, S.DV)
             dp = tl.dot(do, v.T, input_precision=S.precision)
             ds = tl.math.exp2(s - weighted) * (dp - delta[:, None])
             dx = _far_gradients(dx, ds.to(v.dtype), k, S)
@@ -373,8 +425,9 @@ def _backward_q_class(g, q, do, lse, delta, K, V, b, h, starts, ends, T, I: tl.c
     return g
 
 
-@triton.jit(do_not_specialize=["T", "ROW", "H", "GROUP"])
-def backward_q(Q0, Q1, Q2, K0, K1, K2, V, O, DO, DQ0, DQ1, DQ2, LSE, DELTA, T, ROW, H, GROUP, S: tl.constexpr):
+@triton.jit(do_not_specialize=["T", "ROW", "WIDE", "H", "GROUP"], do_not_specialize_on_alignment=["CU"])
+def backward_q(Q0, Q1, Q2, K0, K1, K2, V, O, DO, DQ0, DQ1, DQ2, LSE, DELTA, T, ROW, CU, WIDE, H, GROUP,
+               S: tl.constexpr):  # fmt: skip
     """DQ, and DELTA, the inner products of O and DO that the other kernel needs, (B H, T)."""
     Q = (Q0, Q1, Q2)
     K = (K0, K1, K2)
@@ -382,37 +435,40 @@ def backward_q(Q0, Q1, Q2, K0, K1, K2, V, O, DO, DQ0, DQ1, DQ2, LSE, DELTA, T, R
     n = tl.cdiv(T, S.BM)
     t0 = (n - 1 - tl.program_id(0) % n) * S.BM
     bh = tl.program_id(0) // n
-    b = bh // H
     h = bh % H
     hk = h // GROUP
+    at, T = _place(bh // H, T, CU, S)
+    if S.packed:  # noqa: SIM102 - known when the kernel is compiled, unlike the other
+        if t0 >= T:
+            return
+    line = _line(at, h, H, ROW)
     rows = t0 + tl.arange(0, S.BM)
-    do = _load(DO, b, h, t0, 0, S.BM, S.DV)
-    delta = tl.sum(_load(O, b, h, t0, 0, S.BM, S.DV).to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(DELTA + bh.to(tl.int64) * ROW + rows, delta, mask=rows < T)
-    lse = tl.load(LSE + bh.to(tl.int64) * ROW + rows, mask=rows < T, other=float("inf"))
-    q = _stationary(Q, b, h, t0, S, S.BM)
+    do = _load(DO, at, h, t0, 0, S.BM, S.DV)
+    delta = tl.sum(_load(O, at, h, t0, 0, S.BM, S.DV).to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(DELTA + line + rows, delta, mask=rows < T)
+    lse = tl.load(LSE + line + rows, mask=rows < T, other=float("inf"))
+    q = _stationary(Q, at, h, t0, S, S.BM)
     starts, ends = _edges(t0, S)
     g = _zeros(S, S.BM)
     end = tl.minimum(ends[S.far], tl.minimum(T, t0 + S.BM) if S.causal else T)
     for t in tl.range(starts[S.far], end, S.BN, num_stages=1):
         cols = t + tl.arange(0, S.BN)
-        k = _chunks(K, b, hk, t, len(S.widths), S, S.BN)
+        k = _chunks(K, at, hk, t, len(S.widths), S, S.BN)
         s, weight = _near_scores(q, k, rows, cols, S)
         p = tl.where(_visible(rows, cols, T, S), tl.math.exp2(s - lse[:, None]), 0.0)
-        dp = tl.dot(do, _load(V, b, hk, t, 0, S.BN, S.DV).T, input_precision=S.precision)
+        dp = tl.dot(do, _load(V, at, hk, t, 0, S.BN, S.DV).T, input_precision=S.precision)
         g = _near_gradients(g, p * (dp - delta[:, None]) * weight, k, rows, cols, S)
     for i in tl.static_range(len(S.classes) - 1):
-        g = _backward_q_class(g, q, do, lse, delta, K, V, b, hk, starts, ends, T, i, False, S)
+        g = _backward_q_class(g, q, do, lse, delta, K, V, at, hk, starts, ends, T, i, False, S)
         if not S.causal:
-            g = _backward_q_class(g, q, do, lse, delta, K, V, b, hk, starts, ends, T, i, True, S)
+            g = _backward_q_class(g, q, do, lse, delta, K, V, at, hk, starts, ends, T, i, True, S)
     for c in tl.static_range(len(S.widths)):
-        dq = _scale_features(g[c], c, S).to(DQ[c].dtype).reshape(1, 1, S.BM, S.widths[c])
-        DQ[c].store([b, h, t0, first_column(S.widths, c)], dq)
+        _store(DQ[c], _scale_features(g[c], c, S), at, h, t0, T, H, WIDE, first_column(S.widths, c), S)
 
 
 @triton.jit
-def _backward_kv_class(dv, g, k, v, Q, DO, LSE, DELTA, b, h, bh, starts, ends, T, I: tl.constexpr, RIGHT: tl.constexpr,
-                       S: tl.constexpr):  # fmt: skip
+def _backward_kv_class(dv, g, k, v, Q, DO, LSE, DELTA, at, h, starts, ends, T, H, ROW, I: tl.constexpr,
+                       RIGHT: tl.constexpr, S: tl.constexpr):  # fmt: skip
     """dv, g and what the far queries of the runs of class I add. Scores are transposed: rows are keys."""
     FIRST: tl.constexpr = S.classes[I]
     END: tl.constexpr = S.classes[I + 1]
@@ -422,47 +478,47 @@ def _backward_kv_class(dv, g, k, v, Q, DO, LSE, DELTA, b, h, bh, starts, ends, T
         x = _cut(k, rank, N, FIRST, END, S)
         dx = _open(g, N, FIRST, END, S)
         for t in tl.range(lo, hi, S.BM, num_stages=S.stages):
-            q = _chunks(Q, b, h, t, N, S, S.BM)
+            q = _chunks(Q, at, h, t, N, S, S.BM)
             s = _product(x, q, S) * (weight * LOG2E)
-            p = tl.math.exp2(s - LSE.load([bh, t]).reshape(S.BM)[None, :])
-            do = _load(DO, b, h, t, 0, S.BM, S.DV)
+            p = tl.math.exp2(s - _numbers(LSE, at, h, t, T, H, ROW, float("inf"), S)[None, :])
+            do = _load(DO, at, h, t, 0, S.BM, S.DV)
             dp = tl.dot(v, do.T, input_precision=S.precision)
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=S.precision)
-            ds = p * (dp * weight - (DELTA.load([bh, t]).reshape(S.BM) * weight)[None, :])
+            ds = p * (dp * weight - (_numbers(DELTA, at, h, t, T, H, ROW, 0.0, S) * weight)[None, :])
             dx = _far_gradients(dx, ds.to(do.dtype), q, S)
         g = _close(g, dx, rank, FIRST, END, S)
     return dv, g
 
 
 @triton.jit
-def _backward_kv_head(dv, g, k, v, Q, DO, LSE, DELTA, b, h, bh, t0, T, S: tl.constexpr):
+def _backward_kv_head(dv, g, k, v, Q, DO, LSE, DELTA, at, h, t0, T, H, ROW, S: tl.constexpr):
     """dv and the chunks of dk of the keys at t0 with what query head h adds."""
     starts, ends = _edges(t0, S)
     cols = t0 + tl.arange(0, S.BN)
     first = t0 // S.BM * S.BM if S.causal else starts[S.far]
     for t in tl.range(first, tl.minimum(ends[S.far], T), S.BM, num_stages=1):
         rows = t + tl.arange(0, S.BM)
-        q = _chunks(Q, b, h, t, len(S.widths), S, S.BM)
+        q = _chunks(Q, at, h, t, len(S.widths), S, S.BM)
         s, weight = _near_scores(k, q, cols, rows, S)
-        lse = LSE.load([bh, t]).reshape(S.BM)
+        lse = _numbers(LSE, at, h, t, T, H, ROW, float("inf"), S)
         p = tl.math.exp2(s - lse[None, :])
         if S.causal:
             p = tl.where(cols[:, None] <= rows[None, :], p, 0.0)
-        do = _load(DO, b, h, t, 0, S.BM, S.DV)
+        do = _load(DO, at, h, t, 0, S.BM, S.DV)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=S.precision)
         dp = tl.dot(v, do.T, input_precision=S.precision)
-        delta = DELTA.load([bh, t]).reshape(S.BM)
+        delta = _numbers(DELTA, at, h, t, T, H, ROW, 0.0, S)
         g = _near_gradients(g, p * (dp - delta[None, :]) * weight, q, cols, rows, S)
     for i in tl.static_range(len(S.classes) - 1):
-        dv, g = _backward_kv_class(dv, g, k, v, Q, DO, LSE, DELTA, b, h, bh, starts, ends, T, i, True, S)
+        dv, g = _backward_kv_class(dv, g, k, v, Q, DO, LSE, DELTA, at, h, starts, ends, T, H, ROW, i, True, S)
         if not S.causal:
-            dv, g = _backward_kv_class(dv, g, k, v, Q, DO, LSE, DELTA, b, h, bh, starts, ends, T, i, False, S)
+            dv, g = _backward_kv_class(dv, g, k, v, Q, DO, LSE, DELTA, at, h, starts, ends, T, H, ROW, i, False, S)
     return dv, g
 
 
-@triton.jit(do_not_specialize=["T", "H"])
-def backward_kv(Q0, Q1, Q2, K0, K1, K2, V, DO, DK0, DK1, DK2, DV, LSE, DELTA, T, H, GROUP: tl.constexpr,
-                S: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["T", "ROW", "WIDE", "WIDE_V", "H"], do_not_specialize_on_alignment=["CU"])
+def backward_kv(Q0, Q1, Q2, K0, K1, K2, V, DO, DK0, DK1, DK2, DV, LSE, DELTA, T, ROW, CU, WIDE, WIDE_V, H,
+                GROUP: tl.constexpr, S: tl.constexpr):  # fmt: skip
     """DK and DV, summed over the GROUP query heads that share the keys."""
     Q = (Q0, Q1, Q2)
     K = (K0, K1, K2)
@@ -470,18 +526,20 @@ def backward_kv(Q0, Q1, Q2, K0, K1, K2, V, DO, DK0, DK1, DK2, DV, LSE, DELTA, T,
     n = tl.cdiv(T, S.BN)
     t0 = tl.program_id(0) % n * S.BN  # the longest columns first
     HK = H // GROUP
-    b = tl.program_id(0) // n // HK
     hk = tl.program_id(0) // n % HK
-    k = _stationary(K, b, hk, t0, S, S.BN)
-    v = _load(V, b, hk, t0, 0, S.BN, S.DV)
+    at, T = _place(tl.program_id(0) // n // HK, T, CU, S)
+    if S.packed:  # noqa: SIM102 - known when the kernel is compiled, unlike the other
+        if t0 >= T:
+            return
+    k = _stationary(K, at, hk, t0, S, S.BN)
+    v = _load(V, at, hk, t0, 0, S.BN, S.DV)
     dv = _zero(S.BN, S.DV)
     g = _zeros(S, S.BN)
     if GROUP == 1:
-        dv, g = _backward_kv_head(dv, g, k, v, Q, DO, LSE, DELTA, b, hk, b * H + hk, t0, T, S)
+        dv, g = _backward_kv_head(dv, g, k, v, Q, DO, LSE, DELTA, at, hk, t0, T, H, ROW, S)
     else:
         for h in tl.range(hk * GROUP, (hk + 1) * GROUP, num_stages=1):
-            dv, g = _backward_kv_head(dv, g, k, v, Q, DO, LSE, DELTA, b, h, b * H + h, t0, T, S)
+            dv, g = _backward_kv_head(dv, g, k, v, Q, DO, LSE, DELTA, at, h, t0, T, H, ROW, S)
     for c in tl.static_range(len(S.widths)):
-        dk = _scale_features(g[c], c, S).to(DK[c].dtype).reshape(1, 1, S.BN, S.widths[c])
-        DK[c].store([b, hk, t0, first_column(S.widths, c)], dk)
-    DV.store([b, hk, t0, 0], dv.to(DV.dtype).reshape(1, 1, S.BN, S.DV))
+        _store(DK[c], _scale_features(g[c], c, S), at, hk, t0, T, HK, WIDE, first_column(S.widths, c), S)
+    _store(DV, dv, at, hk, t0, T, HK, WIDE_V, 0, S)
