@@ -64,7 +64,7 @@ class Attention(nn.Module):
             y = self.scoring.mix(x, self.value)  # (B, H, T, d_head)
         else:
             v = self.value(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, G, T, d_head)
-            y = cache.step(x, v) if cache.count else cache.prefill(x, v)
+            y = cache.extend(x, v)
         return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
 
 
@@ -113,7 +113,7 @@ class Trunk(nn.Module):
         self.ln_f = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
 
     def forward(self, x, cache=None):
-        """With a cache, x is a prompt (the cache is empty) or the one token that follows what the cache holds."""
+        """With a cache, x are the tokens, one or more, that follow those that the cache holds."""
         T, longest = x.shape[1], self.cfg.scoring.block_size
         if longest < T:
             raise BadInput(f"a sequence of {T} tokens does not fit block_size = {longest}")
@@ -125,13 +125,16 @@ class Trunk(nn.Module):
             x = block(x, layer)
         return self.ln_f(x)
 
-    def new_cache(self, B, length):
-        """An empty cache for B sequences of up to `length` tokens, in the precision that the model runs in."""
+    def new_cache(self, B, length, slack=0):
+        """An empty cache for B sequences of up to `length` tokens, in the precision that the model runs in.
+
+        slack: how many tokens can always be taken back (cache.crop).
+        """
         weight = self.ln_f.weight
         device, dtype = weight.device, weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        return ModelCache([block.attn.scoring.new_cache(B, length, device, dtype) for block in self.h])
+        return ModelCache([block.attn.scoring.new_cache(B, length, device, dtype, slack) for block in self.h])
 
     def macs(self, T):
         """(executed, paper) multiply-adds of one sequence of T tokens; the paper adds 5 per LayerNorm element."""
