@@ -83,8 +83,8 @@ class Slots:
         """The first position that is still kept or set aside, of n that were written."""
         return max(self.low, n - self.size - self.slack)
 
-    def missing(self, keep, n):
-        """How many positions that the one at `keep` needs are lost, of n that were written."""
+    def late(self, keep, n):
+        """How many tokens too late it is to go back from n to `keep`: 0 where what position `keep` needs is there."""
         first = keep // self.size * self.size if self.in_blocks else max(0, keep - self.size + 1)
         return max(0, self.lowest(n) - first) if first < keep else 0
 
@@ -292,19 +292,19 @@ class KeyCache:
         (n,) = whole([n], "tokens to crop to")
         if not 0 <= n <= self.count:
             raise BadInput(f"the cache holds {self.count} tokens and can be cropped to 0 to {self.count}, not to {n}")
-        if missing := self.missing(n):
-            near = f"crop to {self.earliest} or later, or make the cache with slack={self.slack + missing}"
-            raise BadInput(f"a crop to {n} tokens needs {missing} positions that are overwritten; {near}")
+        if late := self.late(n):
+            near = f"crop to {self.earliest} or later, or make the cache with slack={self.slack + late}"
+            raise BadInput(f"a crop to {n} comes {late} tokens late, keys that it needs are overwritten; {near}")
         return n
 
-    def missing(self, n):
-        """How many positions that token n needs are overwritten."""
-        return max(slots.missing(n, self.count) for slots in self.places)
+    def late(self, n):
+        """How many tokens too late it is to crop to n; 0: it can be done."""
+        return max(slots.late(n, self.count) for slots in self.places)
 
     @property
     def earliest(self):
         """The least n such that the cache can be cropped to every number of tokens from n to `count`."""
-        return next((n + 1 for n in reversed(range(self.count)) if self.missing(n)), 0)
+        return next((n + 1 for n in reversed(range(self.count)) if self.late(n)), 0)
 
     def reorder(self, indices):
         """Let the sequences `indices` (batch,), repeats allowed, take the place of 0 to batch - 1; in place.

@@ -163,10 +163,10 @@ def test_precision_of_the_cache():
 RANKS = (32, 8, 6, 4, 4, 4, 4, 2)
 
 
-def layer_cache(structure, length=1024, B=2, **change):
+def layer_cache(structure, length=1024, B=2, slack=0, **change):
     sizes = dict(d_model=128, n_head=2, block_size=1024, ranks=RANKS, gswa_ranks=(48, 16), window=99)
     cfg = dataclasses.replace(BASE, structure=structure, **sizes | change)
-    return build_scoring(cfg).new_cache(B, length, dtype=torch.float32)
+    return build_scoring(cfg).new_cache(B, length, dtype=torch.float32, slack=slack)
 
 
 @pytest.mark.parametrize(
