@@ -123,6 +123,54 @@ def test_generation_equals_recomputing(structure):
     assert torch.equal(model.generate(start[1:], 6, temperature=0), greedy[1:, :9])
 
 
+@EVERY_STRUCTURE
+@torch.no_grad()
+def test_prompts_of_unequal_length(structure):
+    """Each row gets what its prompt alone gets, also past block_size; read together as far as the shortest goes."""
+    model, idx, lengths, read = gpt(structure), tokens(B=3), torch.tensor([5, 2, 11]), []
+    rows = [row[:n] for row, n in zip(idx, lengths, strict=True)]
+    want = [model.generate(row[None], 7, temperature=0)[0] for row in rows]
+    model.wte.register_forward_hook(lambda module, inputs, output: read.append(tuple(output.shape[:2])))
+    for prompts, options in ((rows, {}), (idx, dict(lengths=lengths, use_cache=False))):
+        got = model.generate(prompts, 7, temperature=0, **options)
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    assert read == [(3, 2)] + [(3, 1)] * 14 + [(3, 16)] + [(3, min(T, 16)) for T in range(2, 18)]
+
+
+@torch.no_grad()
+def test_what_unequal_prompts_draw():
+    """The same from the same seed; rows of one length draw as a tensor does."""
+    model, idx = gpt(MLR), tokens(B=3)
+
+    def text(prompts, **options):
+        return model.generate(prompts, 5, generator=torch.Generator().manual_seed(0), **options)
+
+    rows = [idx[0, :4], idx[1, :7], idx[2, :5]]
+    first, again = text(rows), text(idx[:, :7], lengths=[4, 7, 5])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert [len(row) for row in first] == [9, 12, 10]
+    assert torch.equal(torch.stack(text(list(idx[:, :4]))), text(idx[:, :4]))
+    assert all(torch.equal(a, b) for a, b in zip(model.generate(rows, 0), rows, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "lengths", "said"),
+    [
+        ([], None, "at least 1 token, there is no prompt"),
+        ([torch.zeros(2).long(), torch.zeros(0).long()], None, "at least 1 token, a prompt has 0"),
+        ([torch.zeros(1, 2).long()], None, r"a tensor \(B, T\), with lengths or without, or a list"),
+        ([torch.zeros(2).long()], [2], r"a tensor \(B, T\), with lengths or without, or a list"),
+        (tokens(), [3], r"lengths \[3\] are not those of 2 prompts of 1 to 16 tokens"),
+        (tokens(), [3, 17], r"lengths \[3, 17\] are not those of 2 prompts of 1 to 16 tokens"),
+        (tokens(), [3, -1], r"lengths \[3, -1\] are not those of 2 prompts"),
+        (tokens(), [0, 2], "at least 1 token, a prompt has 0"),
+    ],
+)
+def test_prompts_that_cannot_be_gone_on_from(prompts, lengths, said):
+    with pytest.raises(BadInput, match=said):
+        gpt().generate(prompts, 1, lengths=lengths)
+
+
 def test_prompts_longer_than_block_size():
     model, start = gpt(MLR), tokens(T=19)
     greedy = [model.generate(start, 2, temperature=0, use_cache=use_cache) for use_cache in (True, False)]
@@ -259,7 +307,7 @@ def test_settings_that_cannot_generate():
         gpt().generate(tokens(), 1, temperature=-1.0)
     with pytest.raises(BadInput, match=r"top_k 0: .* top_k at least 1"):
         gpt().generate(tokens(), 1, top_k=0)
-    with pytest.raises(BadInput, match="at least 1 token, the prompt has 0"):
+    with pytest.raises(BadInput, match="at least 1 token, a prompt has 0"):
         gpt().generate(tokens(T=0), 1)
 
 
