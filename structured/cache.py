@@ -43,9 +43,9 @@ class Slots:
         self.low = 0  # no position before it can be had again, whatever is written: see `lowest`
 
     def extend(self, rows, n):
-        """Keep the positions from n on, rows (B, G, T, width). (Rows of those and all that they need, their positions).
+        """Keep further rows (B, G, T, width), those of the positions from n on.
 
-        n positions are kept so far.
+        Returns the rows that these may need, they among them, and their positions.
         """
         end, size = n + rows.shape[2], self.size
         rows, first = rows.detach().to(self.rows.dtype), max(0, n - size)
@@ -53,7 +53,7 @@ class Slots:
         if end <= size:
             self.rows[:, :, n:end] = rows
             return self.rows[:, :, :end], at
-        held = torch.cat([self.rows.index_select(2, at[: n - first] % size), rows], 2)
+        held = torch.cat([self.rows.index_select(2, at[: n - first] % size), rows], 2) if n else rows
         kept = at[max(n, end - size) - first :]
         self.rows.index_copy_(2, kept % size, held[:, :, kept - first])
         if self.slack:
@@ -315,9 +315,6 @@ class KeyCache:
         indices = self.check_indices(indices)
         if len(indices) != self.batch:
             raise BadInput(f"{len(indices)} indices reorder a cache of {self.batch} sequences; copy(indices) takes any")
-        self.choose(indices)
-
-    def choose(self, indices):
         for slots in self.places:
             slots.reorder(indices)
 
@@ -326,7 +323,7 @@ class KeyCache:
 
         It shares the scoring module.
         """
-        indices = self.check_indices(range(self.batch) if indices is None else indices)
+        indices = self.check_indices(torch.arange(self.batch) if indices is None else indices)
         chosen = copy.copy(self)
         chosen.batch, chosen.at = len(indices), self.at.clone()
         chosen.keys, chosen.values = [slots.copy(indices) for slots in self.keys], self.values.copy(indices)
@@ -337,12 +334,12 @@ class KeyCache:
 
     def check_indices(self, indices):
         """Indices of sequences as a tensor (n,); BadInput unless all of them are of the batch."""
-        found = torch.as_tensor(list(indices) if isinstance(indices, range) else indices, device=self.at.device)
+        found = torch.as_tensor(indices).cpu()  # waits for the device, once for all that is asked of them
         if found.ndim != 1 or not len(found) or found.is_floating_point() or found.dtype == torch.bool:
-            raise BadInput(f"sequences are chosen by a list of whole numbers, not {indices}")
+            raise BadInput(f"sequences are chosen by a list of whole numbers, not {found.tolist()}")
         if found.min() < 0 or found.max() >= self.batch:
             raise BadInput(f"the cache keeps the sequences 0 to {self.batch - 1}, not all of {found.tolist()}")
-        return found.long()
+        return found.long().to(self.at.device)
 
     @property
     def key_bytes(self):
@@ -477,11 +474,13 @@ class ModelCache:
 
     def reorder(self, indices):
         """As `KeyCache.reorder`, for every layer."""
+        indices = torch.as_tensor(indices).cpu()
         for layer in self.layers:
             layer.reorder(indices)
 
     def copy(self, indices=None):
         """As `KeyCache.copy`, for every layer."""
+        indices = None if indices is None else torch.as_tensor(indices).cpu()
         return ModelCache([layer.copy(indices) for layer in self.layers])
 
     @property
