@@ -14,6 +14,7 @@ from test_generate import MLR, gpt, layer_cache, tokens
 
 from structured import STRUCTURES, BadInput
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 WINDOW, GSWA, SEQUENTIAL = (f"low_rank_with_{kind}" for kind in ("sliding_window", "gswa", "sequential_gswa"))
 CASES = [
     *[(name, dict(position=p)) for name in CACHED for p in STRUCTURES[name].POSITIONS if (name, p) != (MLR, "rope")],
@@ -27,7 +28,7 @@ CASES = [
     (MLR, dict(weighting="shared", block_sizes=(9, 5, 1), n_kv_head=1)),
     ("bilinear_BTT", dict(n_head=1)),
 ]
-BOUNDED = settings(derandomize=True, deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
+BOUNDED = settings(derandomize=True, deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
 CALLS = st.tuples(st.sampled_from(["extend", "step", "crop", "reorder", "copy"]), st.integers(0, 7))
 EVERY_CACHE = pytest.mark.parametrize("structure", CACHED)
 model_of = functools.cache(lambda structure, *change: gpt(structure, **dict(change)))

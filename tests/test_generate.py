@@ -32,6 +32,7 @@ from structured.scorings.base import ProjectedScoring  # noqa: E402
 from structured.scorings.low_rank import LowRankScoring  # noqa: E402
 from structured.scorings.mlr import MLRScoring  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 BASE = ScoringConfig(
     structure="low_rank", d_model=24, n_head=3, block_size=16, **EXAMPLES | dict(mlbtc_rank=2, mlbtc_blocks=3)
 )
