@@ -64,7 +64,7 @@ class Attention(nn.Module):
             y = self.scoring.mix(x, self.value)  # (B, H, T, d_head)
         else:
             v = self.value(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, G, T, d_head)
-            y = cache.step(x, v) if cache.count else cache.prefill(x, v)
+            y = cache.extend(x, v)
         return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
 
 
@@ -113,7 +113,7 @@ class Trunk(nn.Module):
         self.ln_f = nn.LayerNorm(cfg.scoring.d_model, bias=cfg.bias)
 
     def forward(self, x, cache=None):
-        """With a cache, x is a prompt (the cache is empty) or the one token that follows what the cache holds."""
+        """With a cache, x are the tokens, one or more, that follow those that the cache holds."""
         T, longest = x.shape[1], self.cfg.scoring.block_size
         if longest < T:
             raise BadInput(f"a sequence of {T} tokens does not fit block_size = {longest}")
@@ -125,13 +125,16 @@ class Trunk(nn.Module):
             x = block(x, layer)
         return self.ln_f(x)
 
-    def new_cache(self, B, length):
-        """An empty cache for B sequences of up to `length` tokens, in the precision that the model runs in."""
+    def new_cache(self, B, length, slack=0):
+        """An empty cache for B sequences of up to `length` tokens, in the precision that the model runs in.
+
+        slack: how many tokens can always be taken back (cache.crop).
+        """
         weight = self.ln_f.weight
         device, dtype = weight.device, weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        return ModelCache([block.attn.scoring.new_cache(B, length, device, dtype) for block in self.h])
+        return ModelCache([block.attn.scoring.new_cache(B, length, device, dtype, slack) for block in self.h])
 
     def macs(self, T):
         """(executed, paper) multiply-adds of one sequence of T tokens; the paper adds 5 per LayerNorm element."""
@@ -184,38 +187,75 @@ class GPT(Head):
         return Compute(executed + T * self.lm_head.macs, executed, paper)
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, generator=None, use_cache=None):
-        """Append max_new_tokens to idx (B, T), one at a time; temperature 0 takes the likeliest token.
+    def generate(
+        self, idx, max_new_tokens, *, temperature=1.0, top_k=None, generator=None, use_cache=None, lengths=None
+    ):  # fmt: skip
+        """Append max_new_tokens to every prompt, one at a time; temperature 0 takes the likeliest token.
 
         The context is cropped to the last block_size tokens. Up to there a key cache makes a token cost one row of
         scores; from there on every token moves all positions, nothing kept stays true, and the context is recomputed.
-        use_cache None: where every layer declares a cache; False: recompute always, the same tokens; True: or BadInput.
+
+        Args:
+            idx: prompts (B, T), or a list of B prompts (T_b,) of any lengths.
+            lengths: how many tokens of each row of (B, T) are its prompt; None: all.
+            top_k: only the k likeliest tokens are drawn; None: all.
+            generator: of the draws, which the rows share: a row's text depends on the other rows. Greedy text does not.
+            use_cache: None: where every layer declares a cache; False: recompute always, the same tokens; True: or
+                BadInput.
+
+        Returns:
+            (B, T + max_new_tokens), or for a list or lengths a list of (T_b + max_new_tokens,): what each prompt alone
+            gives. The prompts are read together as far as the shortest goes, then token by token.
+
+        Raises:
+            BadInput: an empty prompt, prompts or lengths that are not as above, settings out of range.
         """
-        if not idx.shape[1]:
-            raise BadInput("generation goes on from at least 1 token, the prompt has 0")
+        ragged = lengths is not None or not isinstance(idx, torch.Tensor)
+        prompts, lengths = _padded(idx, lengths)
         if temperature < 0 or (top_k is not None and top_k < 1):
             words = "a temperature is at least 0, top_k at least 1 (None: all tokens)"
             raise BadInput(f"temperature {temperature}, top_k {top_k}: {words}")
         if use_cache is None:
             use_cache = all(block.attn.scoring.cache_type is not None for block in self.trunk.h)
-        step = None
-        for _ in range(max_new_tokens):
-            B, T = idx.shape
+        shortest, longest, step = min(lengths), max(lengths), None
+        given = torch.arange(longest, device=prompts.device) < torch.tensor(lengths, device=prompts.device)[:, None]
+        idx = prompts[:, :shortest]
+        for T in range(shortest, longest + max_new_tokens):
             if not use_cache or self.block_size < T:
                 logits = self._last_logits(idx[:, -self.block_size :])
             elif step is None:
-                length = -(-(T + max_new_tokens) // 16) * 16  # whole vectors of memory
-                cache = self.trunk.new_cache(B, min(length, self.block_size))
+                length = -(-(longest + max_new_tokens) // 16) * 16  # whole vectors of memory
+                cache = self.trunk.new_cache(len(idx), min(length, self.block_size))
                 step = ReplayedStep(functools.partial(self._last_logits, cache=cache), cache)
                 logits = self._last_logits(idx, cache)
             else:
                 logits = step(idx[:, -1:])
-            idx = torch.cat([idx, draw(logits, temperature, top_k, generator)], 1)
-        return idx
+            token = draw(logits, temperature, top_k, generator)
+            if longest > T:
+                token = torch.where(given[:, T : T + 1], prompts[:, T : T + 1], token)
+            idx = torch.cat([idx, token], 1)
+        return [row[: n + max_new_tokens] for row, n in zip(idx, lengths, strict=True)] if ragged else idx
 
     def _last_logits(self, idx, cache=None):
         """Logits of the token after the last one, float32 (B, vocab_size)."""
         return self.lm_head(self.trunk(self.wte(idx), cache)[:, -1]).float()
+
+
+def _padded(idx, lengths):
+    """Prompts as a tensor (B, T) and the list of their lengths; BadInput unless there is a token in each."""
+    if not isinstance(idx, torch.Tensor):
+        if lengths is not None or any(row.ndim != 1 for row in idx):
+            raise BadInput("prompts are a tensor (B, T), with lengths or without, or a list of tensors (T_b,)")
+        lengths = [len(row) for row in idx]
+        idx = nn.utils.rnn.pad_sequence(idx, batch_first=True) if lengths else torch.empty(0, 0)
+    B, T = idx.shape
+    lengths = [T] * B if lengths is None else [int(n) for n in lengths]
+    if not lengths or 0 in lengths:
+        found = "a prompt has 0" if lengths else "there is no prompt"
+        raise BadInput(f"generation goes on from at least 1 token, {found}")
+    if len(lengths) != B or min(lengths) < 1 or max(lengths) > T:
+        raise BadInput(f"lengths {lengths} are not those of {B} prompts of 1 to {T} tokens")
+    return idx, lengths
 
 
 def draw(logits, temperature, top_k, generator):

@@ -30,8 +30,8 @@ class Settings:
     init_from: str = setting("resume", "resume: the run in out_dir; gpt2, .., gpt2-xl or a folder: GPT-2's weights")
     out_dir: str = setting("out", "folder of the run that train.py made")
     checkpoint: str = setting("auto", "last (ckpt.pt), best (best.pt), auto: best if the run kept that, else last")
-    start: str = setting("\n", "text to go on from; FILE:path reads it from a file")
-    num_samples: int = setting(3, "how many texts")
+    start: str = setting("\n", "text to go on from; FILE:path: that of a file; LINES:path: every line of a file")
+    num_samples: int = setting(3, "how many texts, of each start")
     max_new_tokens: int = setting(500, "tokens in each; those beyond block_size are slow, they recompute their context")
     temperature: float = setting(0.8, "below 1 less random, above 1 more; 0 takes the likeliest token")
     top_k: int = setting(200, "only the k likeliest tokens are drawn; 0: all")
@@ -45,13 +45,15 @@ class Settings:
     def __post_init__(self):
         require_at_least(self, self.AT_LEAST)
 
-    def prompt(self):
-        if not self.start.startswith("FILE:"):
-            return self.start
-        path = Path(self.start.removeprefix("FILE:"))
-        if not path.is_file():
+    def prompts(self):
+        """The texts to go on from."""
+        kind, colon, path = self.start.partition(":")
+        if not colon or kind not in ("FILE", "LINES"):
+            return [self.start]
+        if not Path(path).is_file():
             raise BadInput(f"no file {path} to start from")
-        return path.read_text()
+        text = Path(path).read_text()
+        return [text] if kind == "FILE" else [line for line in text.splitlines() if line]
 
 
 def load_model(out_dir, device="cpu", which="auto"):
@@ -80,14 +82,14 @@ def main(argv=None):
     from_run = cfg.init_from == "resume"
     of_run = (cfg.out_dir, device, cfg.checkpoint)
     model, encode, decode = load_model(*of_run) if from_run else load_gpt2(cfg.init_from, device)
-    prompt = encode(cfg.prompt())
-    if not prompt:
+    prompts = [encode(text) for text in cfg.prompts()]
+    if not prompts or not all(prompts):
         raise BadInput("the start is empty; give at least one character")
-    idx = torch.tensor([prompt] * cfg.num_samples, device=device)
+    rows = [torch.tensor(prompt, device=device) for prompt in prompts for _ in range(cfg.num_samples)]
     generator = torch.Generator(device).manual_seed(cfg.seed)
     with devices.autocast(device, cfg.dtype):
         out = model.generate(
-            idx,
+            rows,
             cfg.max_new_tokens,
             temperature=cfg.temperature,
             top_k=cfg.top_k or None,

@@ -1,6 +1,7 @@
 """What generation keeps of the tokens it has seen, so that one more token costs one row of scores (DESIGN 3).
 
-A cache belongs to one layer. It is allocated once, for `batch` sequences of up to `length` tokens:
+A cache belongs to one layer. It is allocated once, for `batch` sequences of up to `length` tokens, and takes them in
+any portions (`extend`), gives the last ones back (`crop`), and has its sequences chosen anew (`reorder`, `copy`):
 
     KeyCache     keys and values of every position; of the last window + 1 positions for sliding-window attention
     GSWACache    keys of the global part everywhere, of the window part in the window; every value
@@ -11,15 +12,17 @@ Keys are kept as they are scored: those that know where they are (structured/pos
 
 The position lives on the device (`at`), and shapes depend on it only through the next power of two, and with the fused
 kernel not at all: there a step is captured in a CUDA graph and replayed (`ReplayedStep`). Heads are grouped by the key
-head they share: q is (B, G, H / G, r) here.
+head they share: q is (B, G, R, r) here, R = H / G heads times T positions.
 """
 
+import copy
 import functools
 
 import torch
 import torch.nn.functional as F
 
 from structured.errors import BadInput
+from structured.functional import whole
 from structured.layers import BlockDiagonal, cap_norm
 
 
@@ -27,49 +30,110 @@ class Slots:
     """The newest `size` of the rows written so far, (B, G, size, width): position j lies in slot j % size.
 
     Keys lie feature by feature in memory, (B, G, width, size): at any rank, neighbouring positions are neighbours.
+    A position needs the rows of its block of `size` if they are `in_blocks`, else those of the last `size` positions.
+    The last `slack` rows that were overwritten are kept aside: what j took the place of, in `spare`, at j % slack.
     """
 
-    def __init__(self, B, G, size, width, *, device, dtype, by_feature=True):
+    def __init__(self, B, G, size, width, *, device, dtype, by_feature=True, in_blocks=False, slack=0):
         shape = (B, G, width, size) if by_feature else (B, G, size, width)
         rows = torch.zeros(shape, device=device, dtype=dtype)  # not empty: what is masked out must not be NaN
         self.rows, self.size = rows.mT if by_feature else rows, size
+        self.in_blocks, self.slack = in_blocks, slack
+        self.spare = rows.new_zeros(B, G, slack, width) if slack else None
+        self.low = 0  # no position before it can be had again, whatever is written: see `lowest`
 
-    def fill(self, rows):
-        """Keep what is still needed of positions 0 to T - 1, given as (B, G, T, width)."""
-        T = rows.shape[2]
-        kept = torch.arange(max(0, T - self.size), T, device=rows.device)
-        self.rows.index_copy_(2, kept % self.size, rows[:, :, kept].detach().to(self.rows.dtype))
+    def extend(self, rows, n):
+        """Keep further rows (B, G, T, width), those of the positions from n on.
+
+        Returns the rows that these may need, they among them, and their positions.
+        """
+        end, size = n + rows.shape[2], self.size
+        rows, first = rows.detach().to(self.rows.dtype), max(0, n - size)
+        at = torch.arange(first, end, device=rows.device)  # of the rows held before, then of the new ones
+        if end <= size:
+            self.rows[:, :, n:end] = rows
+            return self.rows[:, :, :end], at
+        held = torch.cat([self.rows.index_select(2, at[: n - first] % size), rows], 2) if n else rows
+        kept = at[max(n, end - size) - first :]
+        self.rows.index_copy_(2, kept % size, held[:, :, kept - first])
+        if self.slack:
+            lost = at[max(n, size, end - self.slack) - first :] - size
+            self.spare.index_copy_(2, (lost + size) % self.slack, held[:, :, lost - first])
+        return held, at
+
+    def set_aside(self, at):
+        """Keep in `spare` what position `at` (1,) is about to take the place of."""
+        if self.slack:
+            self.spare.index_copy_(2, at % self.slack, self.rows.index_select(2, at % self.size))
 
     def write(self, row, at):
         """One more position, (B, G, 1, width), in place of the oldest."""
         self.rows.index_copy_(2, at % self.size, row.detach().to(self.rows.dtype))
 
-    def first(self, n):
-        """The slots that the first n positions can have reached."""
-        return self.rows[:, :, :n]
+    def newest(self, n, reach):
+        """(Rows in the order of their slots, their positions), n of which, or `size`, are written.
+
+        Those of the first `reach` slots; one not yet written has a position from n on.
+        """
+        rows = self.rows[:, :, :reach]
+        slot = torch.arange(rows.shape[2], device=rows.device)
+        return rows, slot if n <= self.size else n - 1 - (n - 1 - slot) % self.size
+
+    def lowest(self, n):
+        """The first position that is still kept or set aside, of n that were written."""
+        return max(self.low, n - self.size - self.slack)
+
+    def late(self, keep, n):
+        """How many tokens too late it is to go back from n to `keep`: 0 where what position `keep` needs is there."""
+        first = keep // self.size * self.size if self.in_blocks else max(0, keep - self.size + 1)
+        return max(0, self.lowest(n) - first) if first < keep else 0
+
+    def crop(self, keep, n):
+        """Forget the positions from `keep` to n - 1: what they took the place of comes back."""
+        low = self.lowest(n)
+        first = max(keep, low + self.size)
+        if first < n:
+            again = torch.arange(first, n, device=self.rows.device)
+            self.rows.index_copy_(2, again % self.size, self.spare.index_select(2, again % self.slack))
+        self.low = min(low, keep)
+
+    def reorder(self, indices):
+        """Put the sequences `indices` (B,) in the place of 0 to B - 1."""
+        for rows in (self.rows, self.spare):
+            if rows is not None:
+                rows.copy_(rows.index_select(0, indices))
+
+    def copy(self, indices):
+        """The sequences `indices`, in memory of their own."""
+        chosen = copy.copy(self)
+        by_feature = self.rows.mT.is_contiguous()
+        chosen.rows = self.rows.mT.index_select(0, indices).mT if by_feature else self.rows.index_select(0, indices)
+        chosen.spare = None if self.spare is None else self.spare.index_select(0, indices)
+        return chosen
 
     @property
     def nbytes(self):
-        return self.rows.untyped_storage().nbytes()
+        return sum(rows.untyped_storage().nbytes() for rows in (self.rows, self.spare) if rows is not None)
 
 
 class KeyCache:
     """Keys and values of every position, or of the last `window` + 1.
 
     `scoring` is the module that it serves. `count` is how many tokens it holds; `at`, on the device, the position of
-    the newest one (-1 when empty). A captured step moves only `at`: call `recount` after replays.
+    the newest one (-1 when empty). A captured step moves only `at`: call `recount` after replays. `slack` more
+    positions are kept of whatever is overwritten: so many tokens can always be taken back.
     """
 
-    def __init__(self, scoring, B, length, *, device, dtype):
+    def __init__(self, scoring, B, length, *, device, dtype, slack=0):
         self.scoring, self.cfg = scoring, scoring.cfg
-        self.batch, self.length = B, length
+        self.batch, self.length, self.slack = B, length, slack
         self.device, self.dtype = device, dtype or torch.get_default_dtype()
         self.count, self.at = 0, torch.full((1,), -1, device=device)
         self.keys = self.key_slots()
         self.values = self.slots(self.newest(), self.cfg.d_head, by_feature=False)
 
     def slots(self, size, width, **options):
-        options = dict(device=self.device, dtype=self.dtype) | options
+        options = dict(device=self.device, dtype=self.dtype, slack=min(self.slack, self.length - size)) | options
         return Slots(self.batch, self.cfg.kv_heads, size, width, **options)
 
     def newest(self):
@@ -80,58 +144,95 @@ class KeyCache:
     def key_slots(self):
         return [self.slots(self.newest(), self.scoring.key_width)]
 
+    @property
+    def places(self):
+        return [*self.keys, self.values]
+
     def rows(self, x, k):
         """What is kept of the keys of x: as many tensors (B, ., T, .) as there are `keys`."""
         return [k]
 
-    def prefill(self, x, v):
-        """Attend to a whole prompt, x (B, T, D) and v (B, G, T, d), and keep it; the cache must be empty."""
+    def extend(self, x, v):
+        """Keep T more tokens and attend from each to itself and to all before it.
+
+        Args:
+            x: the layer's inputs (B, T, d_model), T from 1 on: a prompt, a part of one, proposed tokens, or one token.
+            v: their values (B, G, T, d_head).
+
+        Returns:
+            The mixed values (B, n_head, T, d_head), those that the whole sequence would have at these positions.
+            T tokens cost T x (count + T) pairs at most.
+
+        Raises:
+            BadInput: another batch, values that are not those of x, more tokens than fit. Then nothing has changed.
+        """
         B, T, _ = x.shape
         self.check(B, T)
-        if self.count:
-            raise BadInput(f"a prompt of {T} tokens begins at position 0, the cache already holds {self.count}")
+        if v.shape != (B, self.cfg.kv_heads, T, self.cfg.d_head):
+            wanted = B, self.cfg.kv_heads, T, self.cfg.d_head
+            raise BadInput(f"the values of {T} tokens are {wanted}, not {tuple(v.shape)}")
+        if T == 1:
+            y = self.step(x, v)
+        elif self.count:
+            y = self.chunk(x, v)
+        else:
+            return self.prompt(x, v)
+        return y.to(v.dtype).unflatten(2, (-1, T)).flatten(1, 2)
+
+    def prompt(self, x, v):
         q, k = self.scoring.place(*self.scoring.queries_and_keys(x))
-        for slots, rows in zip([*self.keys, self.values], [*self.rows(x, k), v], strict=True):
-            slots.fill(rows)
-        self.count = T
-        self.at.fill_(T - 1)
+        self.keep([*self.rows(x, k), v])
         return self.scoring.attend(q, k, v)
 
+    def chunk(self, x, v):
+        T, heads = x.shape[1], self.cfg.n_head // self.cfg.kv_heads
+        at = torch.arange(self.count, self.count + T, device=x.device)
+        q, rows = self.query_and_rows(x, at)
+        return self.attend(self.grouped(q), at.repeat(heads), self.keep([*rows, v]).get)
+
     def step(self, x, v):
-        """Keep one more token, x (B, 1, D) and v (B, G, 1, d), and attend from it: (B, H, 1, d)."""
-        B, T, _ = x.shape
-        self.check(B, T)
-        if T != 1:
-            raise BadInput(f"a step takes 1 token, not {T}; a cache that holds {self.count} tokens takes no prompt")
-        q, rows = self.query_and_rows(x)
+        q, rows = self.query_and_rows(x, self.at + 1)
         self.count += 1
         self.at += 1
-        self.write([*rows, v])
-        q = q.unflatten(1, (self.cfg.kv_heads, -1)).squeeze(3)  # (B, G, H / G, width)
-        return self.attend(q).to(v.dtype).flatten(1, 2).unsqueeze(2)
+        kernels = self.kernels()
+        self.write([*rows, v], kernels)
+        return self.attend(self.grouped(q), self.at, lambda slots: slots.newest(self.count, self.reach), kernels)
 
-    def query_and_rows(self, x):
-        q, k = self.scoring.place(*self.scoring.queries_and_keys(x), self.at + 1)
+    def grouped(self, q):
+        """(B, H, T, width) -> (B, G, H / G * T, width)."""
+        return q.unflatten(1, (self.cfg.kv_heads, -1)).flatten(2, 3)
+
+    def query_and_rows(self, x, at):
+        q, k = self.scoring.place(*self.scoring.queries_and_keys(x), at)
         return q, self.rows(x, k)
 
-    def write(self, rows):
-        """Keep one more position: a row for each of the `keys`, and the values'."""
-        places = [*self.keys, self.values]
-        kernels = self.kernels()
+    def keep(self, rows):
+        """Keep more positions: their rows for each of the `places`. {slots: (rows held, their positions)}."""
+        held = {slots: slots.extend(more, self.count) for slots, more in zip(self.places, rows, strict=True)}
+        self.count += rows[-1].shape[2]
+        self.at.fill_(self.count - 1)
+        return held
+
+    def write(self, rows, kernels):
+        """Keep the position `at`: a row for each of the `places`."""
+        for slots in self.places:
+            slots.set_aside(self.at)
         if kernels:
-            kernels.write_rows([slots.rows for slots in places], [row.detach() for row in rows], self.at)
+            kernels.write_rows([slots.rows for slots in self.places], [row.detach() for row in rows], self.at)
             return
-        for slots, row in zip(places, rows, strict=True):
+        for slots, row in zip(self.places, rows, strict=True):
             slots.write(row, self.at)
 
-    def attend(self, q):
+    def attend(self, q, i, held, kernels=None):
+        """Attend from the positions i (R,), or all from one (1,): q (B, G, R, width) -> (B, G, R, d).
+
+        held(slots) has rows and their positions; `kernels` may serve where i is the newest position.
+        """
         scale, size = self.scoring.scores_scale, self.values.size
-        kernels = self.kernels()
         if kernels:
             return kernels.mlr_decode(q, [self.keys[0].rows], self.values.rows, self.at, (size,), (scale,))
-        k, v = self.keys[0].first(self.reach), self.values.first(self.reach)
-        seen = torch.arange(k.shape[2], device=k.device) <= self.at
-        return self.mix(row_scores(q, k, scale), v, seen)
+        (k, j), (v, _) = held(self.keys[0]), held(self.values)
+        return self.mix(row_scores(q, k, scale), v, seen_from(i, j, self.scoring.window))
 
     @property
     def reach(self):
@@ -139,7 +240,7 @@ class KeyCache:
         return min(self.length, 1 << (self.count - 1).bit_length())
 
     def mix(self, scores, v, seen):
-        """The rows of scores (B, G, H / G, n) weigh the values (B, G, n, d) of the positions seen, (n,)."""
+        """The rows of scores (B, G, R, n) weigh the values (B, G, n, d) of the positions seen, (R or 1, n)."""
         return mix_row(scores, v, seen, **self.link_options())
 
     def link_options(self):
@@ -161,12 +262,84 @@ class KeyCache:
     def check(self, B, T):
         if self.batch != B:
             raise BadInput(f"the cache keeps {self.batch} sequences, here are {B}")
+        if T < 1:
+            raise BadInput("the cache takes 1 token or more, here are 0")
         if self.count + T > self.length:
             raise BadInput(f"the cache holds {self.count} of {self.length} tokens, {T} more do not fit")
 
     def recount(self):
         """Take the number of tokens from the device, after replays of a captured step; waits for the device."""
         self.count = self.at.item() + 1
+
+    def crop(self, n):
+        """Forget the tokens from n on, as if they had never come; those that were proposed and refused, say.
+
+        What a cache overwrites is gone: of a window the positions before it, of a level the blocks before the current
+        one. So n is from `earliest` on, or it needs nothing of what is gone: 0 does, and where blocks end. A cache made
+        with slack=m can always go back m tokens from the most that it has held.
+
+        Raises:
+            BadInput: n beyond `count`, below 0, or one whose keys are overwritten. Then nothing has changed.
+        """
+        n = self.check_crop(n)
+        for slots in self.places:
+            slots.crop(n, self.count)
+        self.count = n
+        self.at.fill_(n - 1)
+
+    def check_crop(self, n):
+        """n as an integer; BadInput unless it can be cropped to."""
+        (n,) = whole([n], "tokens to crop to")
+        if not 0 <= n <= self.count:
+            raise BadInput(f"the cache holds {self.count} tokens and can be cropped to 0 to {self.count}, not to {n}")
+        if late := self.late(n):
+            near = f"crop to {self.earliest} or later, or make the cache with slack={self.slack + late}"
+            raise BadInput(f"a crop to {n} comes {late} tokens late, keys that it needs are overwritten; {near}")
+        return n
+
+    def late(self, n):
+        """How many tokens too late it is to crop to n; 0: it can be done."""
+        return max(slots.late(n, self.count) for slots in self.places)
+
+    @property
+    def earliest(self):
+        """The least n such that the cache can be cropped to every number of tokens from n to `count`."""
+        return next((n + 1 for n in reversed(range(self.count)) if self.late(n)), 0)
+
+    def reorder(self, indices):
+        """Let the sequences `indices` (batch,), repeats allowed, take the place of 0 to batch - 1; in place.
+
+        Raises:
+            BadInput: another number of indices (`copy` takes any), or one that is not of the batch.
+        """
+        indices = self.check_indices(indices)
+        if len(indices) != self.batch:
+            raise BadInput(f"{len(indices)} indices reorder a cache of {self.batch} sequences; copy(indices) takes any")
+        for slots in self.places:
+            slots.reorder(indices)
+
+    def copy(self, indices=None):
+        """A cache of its own that holds the same, or the sequences `indices` (any number, repeats allowed) of it.
+
+        It shares the scoring module.
+        """
+        indices = self.check_indices(torch.arange(self.batch) if indices is None else indices)
+        chosen = copy.copy(self)
+        chosen.batch, chosen.at = len(indices), self.at.clone()
+        chosen.keys, chosen.values = [slots.copy(indices) for slots in self.keys], self.values.copy(indices)
+        return chosen
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def check_indices(self, indices):
+        """Indices of sequences as a tensor (n,); BadInput unless all of them are of the batch."""
+        found = torch.as_tensor(indices).cpu()  # waits for the device, once for all that is asked of them
+        if found.ndim != 1 or not len(found) or found.is_floating_point() or found.dtype == torch.bool:
+            raise BadInput(f"sequences are chosen by a list of whole numbers, not {found.tolist()}")
+        if found.min() < 0 or found.max() >= self.batch:
+            raise BadInput(f"the cache keeps the sequences 0 to {self.batch - 1}, not all of {found.tolist()}")
+        return found.long().to(self.at.device)
 
     @property
     def key_bytes(self):
@@ -194,19 +367,16 @@ class GSWACache(KeyCache):
     def rows(self, x, k):
         return k.split(self.cfg.gswa_ranks, -1)
 
-    def attend(self, q):
+    def attend(self, q, i, held, kernels=None):
         (q_far, q_near), (far, near) = q.split(self.cfg.gswa_ranks, -1), self.keys
         far_scale, near_scale = self.scoring.scales
-        v, k = self.values.first(self.reach), near.first(self.reach)
-        slot = torch.arange(v.shape[2], device=v.device)
-        kernels = self.kernels()
+        (v, j), (k, near_at) = held(self.values), held(near)
         if kernels:
             everywhere = kernels.mlr_decode(q_far, [far.rows], self.values.rows, self.at, (far.size,), (far_scale,))
         else:
-            everywhere = self.mix(row_scores(q_far, far.first(self.reach), far_scale), v, slot <= self.at)
-        position = self.at - (self.at - slot[: k.shape[2]]) % near.size  # of the key in each slot, < 0 if none yet
-        inside = v.index_select(2, position.clamp(min=0))
-        return everywhere + self.mix(row_scores(q_near, k, near_scale), inside, position >= 0)
+            everywhere = self.mix(row_scores(q_far, held(far)[0], far_scale), v, seen_from(i, j))
+        inside, seen = v.index_select(2, near_at), seen_from(i, near_at, self.cfg.window)
+        return everywhere + self.mix(row_scores(q_near, k, near_scale), inside, seen)
 
 
 class LevelCache(KeyCache):
@@ -214,21 +384,21 @@ class LevelCache(KeyCache):
 
     def key_slots(self):
         ranks, blocks, _ = self.scoring.levels
-        return [self.slots(min(b, self.length), r) for r, b in zip(ranks, blocks, strict=True) if r]
+        sizes = [(min(b, self.length), r) for r, b in zip(ranks, blocks, strict=True) if r]
+        return [self.slots(size, r, in_blocks=True) for size, r in sizes]
 
     def rows(self, x, k):
         return [k_l for k_l in k.split(self.scoring.levels.ranks, -1) if k_l.shape[-1]]
 
-    def attend(self, q):
+    def attend(self, q, i, held, kernels=None):
         ranks, blocks, weighting = self.scoring.levels
         levels = len(ranks) if weighting == "levels" else 1
         used = [(b, 1 / (r * levels)) for r, b in zip(ranks, blocks, strict=True) if r]
         geometry = (*zip(*used, strict=True), blocks if weighting == "shared" else ())
-        kernels = self.kernels()
         if kernels:
             return kernels.mlr_decode(q, [slots.rows for slots in self.keys], self.values.rows, self.at, *geometry)
-        keys, v = [slots.first(self.reach) for slots in self.keys], self.values.first(self.reach)
-        return mlr_decode_reference(q, keys, v, self.at, *geometry, **self.link_options())
+        keys, (v, _) = [held(slots) for slots in self.keys], held(self.values)
+        return mlr_decode_reference(q, keys, v, i, *geometry, **self.link_options())
 
 
 class InputCache(KeyCache):
@@ -254,16 +424,15 @@ class InputCache(KeyCache):
     def kernels(self):
         return None  # one input serves all heads, any number of features
 
-    def query_and_rows(self, x):
+    def query_and_rows(self, x, at):
         u = x * self.scoring.key_norm.weight
-        w = apply_transposed(self.scoring.key, u - u.mean(-1, keepdim=True))  # (B, 1, H, D)
+        w = apply_transposed(self.scoring.key, u - u.mean(-1, keepdim=True))  # (B, T, H, D)
         return w.transpose(1, 2), self.rows(x)
 
-    def attend(self, q):
-        inputs, inverse_std = (slots.first(self.reach) for slots in self.keys)
-        scores = row_scores(q.transpose(1, 2), inputs, self.scoring.scores_scale).transpose(1, 2) * inverse_std.mT
-        seen = torch.arange(scores.shape[-1], device=scores.device) <= self.at
-        return self.mix(scores, self.values.first(self.reach), seen)
+    def attend(self, q, i, held, kernels=None):
+        (inputs, j), (inverse_std, _), (v, _) = map(held, self.places)
+        scores = row_scores(q.flatten(1, 2).unsqueeze(1), inputs, self.scoring.scores_scale)  # (B, 1, H * T, n)
+        return self.mix(scores.view(*q.shape[:3], -1) * inverse_std.mT, v, seen_from(i, j))
 
 
 class ModelCache:
@@ -290,6 +459,29 @@ class ModelCache:
         """As `KeyCache.recount`, for every layer."""
         for layer in self.layers:
             layer.recount()
+
+    @property
+    def earliest(self):
+        """As `KeyCache.earliest`, for all layers."""
+        return max(layer.earliest for layer in self.layers)
+
+    def crop(self, n):
+        """As `KeyCache.crop`, for all layers or, with BadInput, for none."""
+        for layer in self.layers:
+            layer.check_crop(n)
+        for layer in self.layers:
+            layer.crop(n)
+
+    def reorder(self, indices):
+        """As `KeyCache.reorder`, for every layer."""
+        indices = torch.as_tensor(indices).cpu()
+        for layer in self.layers:
+            layer.reorder(indices)
+
+    def copy(self, indices=None):
+        """As `KeyCache.copy`, for every layer."""
+        indices = None if indices is None else torch.as_tensor(indices).cpu()
+        return ModelCache([layer.copy(indices) for layer in self.layers])
 
     @property
     def key_bytes(self):
@@ -336,12 +528,18 @@ class ReplayedStep:
 
 
 def row_scores(q, k, scale):
-    """The newest row of scores: q (B, G, S, r), k (B, G, n, r) -> (B, G, S, n), at least as precise as q."""
+    """The newest rows of scores: q (B, G, R, r), k (B, G, n, r) -> (B, G, R, n), at least as precise as q."""
     return ((q * scale).to(k.dtype) @ k.mT).to(q.dtype)
 
 
+def seen_from(i, j, window=None):
+    """Which of the positions j (n,) each of i (R,) sees, itself and `window` before it or all: (R, n) booleans."""
+    back = i[:, None] - j
+    return back >= 0 if window is None else (back >= 0) & (back <= window)
+
+
 def mix_row(scores, v, seen, *, link="softmax", dropout=0.0):
-    """Link function over the positions seen, then values: scores (B, G, S, n), v (B, G, n, d), seen (n,)."""
+    """Link function over the positions seen, then values: scores (B, G, R, n), v (B, G, n, d), seen (R or 1, n)."""
     if link == "softmax":
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
     else:
@@ -349,24 +547,22 @@ def mix_row(scores, v, seen, *, link="softmax", dropout=0.0):
     return (F.dropout(weights, dropout) if dropout else weights).to(v.dtype) @ v
 
 
-def mlr_decode_reference(q, keys, v, at, block_sizes, scales, shared=(), *, link="softmax", dropout=0.0):
-    """One row of MLR attention from the keys of the current blocks: what the kernel in kernels/decode.py computes.
+def mlr_decode_reference(q, keys, v, i, block_sizes, scales, shared=(), *, link="softmax", dropout=0.0):
+    """Rows of MLR attention from the keys of the blocks they are in: what the kernel in kernels/decode.py computes.
 
-    q (B, G, S, sum of ranks); keys[l] (B, G, size, r_l), the block that position `at` (1,) is in, oldest first;
-    v (B, G, n, d). Scores of a level are multiplied by scales[l]; the sum is divided by the number of blocks of
-    `shared` that two positions have in common, if any are given.
+    q (B, G, R, sum of ranks) at the positions i (R,) or (1,); keys[l]: (B, G, n_l, r_l) and their positions (n_l,);
+    v (B, G, n, d) of the positions 0 to n - 1. Scores of a level are multiplied by scales[l]; the sum is divided by the
+    number of blocks of `shared` that two positions have in common, if any are given.
     """
-    n = v.shape[2]
-    position = torch.arange(n, device=q.device)
-    scores = q.new_zeros(*q.shape[:3], n)
-    widths = [k.shape[-1] for k in keys]
-    for q_l, k, b, scale in zip(q.split(widths, -1), keys, block_sizes, scales, strict=True):
-        begin, slot = at // b * b, position[: k.shape[2]]
-        near = row_scores(q_l, k, scale).masked_fill(slot > at - begin, 0)
-        scores.index_add_(-1, (begin + slot).clamp(max=n - 1), near)
+    j = torch.arange(v.shape[2], device=q.device)
+    scores = q.new_zeros(*q.shape[:3], len(j))
+    widths = [k.shape[-1] for k, _ in keys]
+    for q_l, (k, at), b, scale in zip(q.split(widths, -1), keys, block_sizes, scales, strict=True):
+        near = row_scores(q_l, k, scale).masked_fill(at // b != i[:, None] // b, 0)
+        scores.index_add_(-1, at, near)
     if shared:
-        scores = scores / sum((position // b == at // b).long() for b in shared).clamp(min=1)
-    return mix_row(scores, v, position <= at, link=link, dropout=dropout)
+        scores = scores / sum((j // b == i[:, None] // b).long() for b in shared).clamp(min=1)
+    return mix_row(scores, v, seen_from(i, j), link=link, dropout=dropout)
 
 
 def apply_transposed(matrix, u):

@@ -18,7 +18,14 @@ for number, usual in [(signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels are tested in the interpreter; Triton reads this at import
 
-from runs import TINY_LM, flags, write_corpus  # noqa: E402
+from runs import TINY_LM, flags, one_thread, write_corpus  # noqa: E402
+
+
+@pytest.fixture
+def single_thread():
+    """For tests of many tiny products, whose threads wait for each other where a machine has more to do."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import TINY_LM, flags, write_corpus
+from runs import TINY_LM, flags, stops, write_corpus
 
 import sample
 import train
@@ -89,12 +89,30 @@ def test_sample_writes_text_again_and_again(language_model, capsys):
     assert text(top_k=1) == text(temperature=0.0)
 
 
+def test_sample_goes_on_from_every_line(language_model, tmp_path, capsys):
+    """As from each alone, blank lines left out; FILE: takes them all as one."""
+
+    def texts(start):
+        asked = dict(out_dir=language_model, start=start, num_samples=2, max_new_tokens=20, device="cpu")
+        sample.main(flags(asked, dict(temperature=0.0)))
+        return capsys.readouterr().out.split("\n" + "-" * 15 + "\n")[:-1]
+
+    lines = tmp_path / "starts.txt"
+    lines.write_text("ab\n\nabcdefgh: a\nb")
+    assert texts(f"LINES:{lines}") == texts("ab") + texts("abcdefgh: a") + texts("b")
+    assert all(text.startswith("ab\n\nabcdefgh: a\nb") for text in texts(f"FILE:{lines}"))
+    lines.write_text("\n")
+    assert stops(sample.main, [f"--out_dir={language_model}", f"--start=LINES:{lines}", "--device=cpu"]) == 2
+    assert "the start is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         (dict(start=""), "the start is empty"),
         (dict(start="é"), "'é' is not one of the 96 characters"),
         (dict(start="FILE:nowhere.txt"), "no file nowhere.txt"),
+        (dict(start="LINES:nowhere.txt"), "no file nowhere.txt"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(temperature=-1.0), "temperature is -1.0"),
         (dict(out_dir="nowhere"), "no checkpoint nowhere/ckpt.pt"),

@@ -32,6 +32,7 @@ from structured.scorings.base import ProjectedScoring  # noqa: E402
 from structured.scorings.low_rank import LowRankScoring  # noqa: E402
 from structured.scorings.mlr import MLRScoring  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 BASE = ScoringConfig(
     structure="low_rank", d_model=24, n_head=3, block_size=16, **EXAMPLES | dict(mlbtc_rank=2, mlbtc_blocks=3)
 )
@@ -123,6 +124,54 @@ def test_generation_equals_recomputing(structure):
     assert torch.equal(model.generate(start[1:], 6, temperature=0), greedy[1:, :9])
 
 
+@EVERY_STRUCTURE
+@torch.no_grad()
+def test_prompts_of_unequal_length(structure):
+    """Each row gets what its prompt alone gets, also past block_size; read together as far as the shortest goes."""
+    model, idx, lengths, read = gpt(structure), tokens(B=3), torch.tensor([5, 2, 11]), []
+    rows = [row[:n] for row, n in zip(idx, lengths, strict=True)]
+    want = [model.generate(row[None], 7, temperature=0)[0] for row in rows]
+    model.wte.register_forward_hook(lambda module, inputs, output: read.append(tuple(output.shape[:2])))
+    for prompts, options in ((rows, {}), (idx, dict(lengths=lengths, use_cache=False))):
+        got = model.generate(prompts, 7, temperature=0, **options)
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    assert read == [(3, 2)] + [(3, 1)] * 14 + [(3, 16)] + [(3, min(T, 16)) for T in range(2, 18)]
+
+
+@torch.no_grad()
+def test_what_unequal_prompts_draw():
+    """The same from the same seed; rows of one length draw as a tensor does."""
+    model, idx = gpt(MLR), tokens(B=3)
+
+    def text(prompts, **options):
+        return model.generate(prompts, 5, generator=torch.Generator().manual_seed(0), **options)
+
+    rows = [idx[0, :4], idx[1, :7], idx[2, :5]]
+    first, again = text(rows), text(idx[:, :7], lengths=[4, 7, 5])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert [len(row) for row in first] == [9, 12, 10]
+    assert torch.equal(torch.stack(text(list(idx[:, :4]))), text(idx[:, :4]))
+    assert all(torch.equal(a, b) for a, b in zip(model.generate(rows, 0), rows, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "lengths", "said"),
+    [
+        ([], None, "at least 1 token, there is no prompt"),
+        ([torch.zeros(2).long(), torch.zeros(0).long()], None, "at least 1 token, a prompt has 0"),
+        ([torch.zeros(1, 2).long()], None, r"a tensor \(B, T\), with lengths or without, or a list"),
+        ([torch.zeros(2).long()], [2], r"a tensor \(B, T\), with lengths or without, or a list"),
+        (tokens(), [3], r"lengths \[3\] are not those of 2 prompts of 1 to 16 tokens"),
+        (tokens(), [3, 17], r"lengths \[3, 17\] are not those of 2 prompts of 1 to 16 tokens"),
+        (tokens(), [3, -1], r"lengths \[3, -1\] are not those of 2 prompts"),
+        (tokens(), [0, 2], "at least 1 token, a prompt has 0"),
+    ],
+)
+def test_prompts_that_cannot_be_gone_on_from(prompts, lengths, said):
+    with pytest.raises(BadInput, match=said):
+        gpt().generate(prompts, 1, lengths=lengths)
+
+
 def test_prompts_longer_than_block_size():
     model, start = gpt(MLR), tokens(T=19)
     greedy = [model.generate(start, 2, temperature=0, use_cache=use_cache) for use_cache in (True, False)]
@@ -153,7 +202,7 @@ def test_precision_of_the_cache():
     assert relative_error(torch.cat(logits, 1), want) < 0.05
     scoring, x, v = model.trunk.h[0].attn.scoring, torch.randn(2, 16, 24), torch.randn(2, 3, 16, 8)
     cache = scoring.new_cache(2, 16, dtype=torch.bfloat16)
-    rows = [cache.step(x[:, t : t + 1], v[:, :, t : t + 1]) for t in range(16)]
+    rows = [cache.extend(x[:, t : t + 1], v[:, :, t : t + 1]) for t in range(16)]
     assert relative_error(torch.cat(rows, 2), scoring(x, v)) < 0.02
 
 
@@ -163,10 +212,10 @@ def test_precision_of_the_cache():
 RANKS = (32, 8, 6, 4, 4, 4, 4, 2)
 
 
-def layer_cache(structure, length=1024, B=2, **change):
+def layer_cache(structure, length=1024, B=2, slack=0, **change):
     sizes = dict(d_model=128, n_head=2, block_size=1024, ranks=RANKS, gswa_ranks=(48, 16), window=99)
     cfg = dataclasses.replace(BASE, structure=structure, **sizes | change)
-    return build_scoring(cfg).new_cache(B, length, dtype=torch.float32)
+    return build_scoring(cfg).new_cache(B, length, dtype=torch.float32, slack=slack)
 
 
 @pytest.mark.parametrize(
@@ -238,19 +287,15 @@ def test_bad_use_says_what_is_wrong(structure):
 
 
 @torch.no_grad()
-def test_out_of_order():
+def test_layers_move_together():
     model, idx = gpt(), tokens()
     cache = model.trunk.new_cache(2, 16)
     model(idx[:, :6], cache=cache)
-    with pytest.raises(BadInput, match="a step takes 1 token, not 2; a cache that holds 6 tokens takes no prompt"):
-        model(idx[:, 6:8], cache=cache)
-    layer = cache.layers[0]
-    x, v = torch.randn(2, 1, 24).double(), torch.randn(2, 3, 1, 8).double()
-    with pytest.raises(BadInput, match="a prompt of 1 tokens begins at position 0, the cache already holds 6"):
-        layer.prefill(x, v)
-    layer.step(x, v)
+    cache.layers[0].extend(torch.randn(2, 1, 24).double(), torch.randn(2, 3, 1, 8).double())
     with pytest.raises(BadInput, match=r"the caches of the layers hold \[7, 6\] tokens"):
         model(idx[:, 6:7], cache=cache)
+    cache.crop(6)
+    assert relative_error(model(idx[:, 6:7], cache=cache)[:, -1], model(idx[:, :7])[:, -1]) < 1e-10
 
 
 def test_settings_that_cannot_generate():
@@ -263,7 +308,7 @@ def test_settings_that_cannot_generate():
         gpt().generate(tokens(), 1, temperature=-1.0)
     with pytest.raises(BadInput, match=r"top_k 0: .* top_k at least 1"):
         gpt().generate(tokens(), 1, top_k=0)
-    with pytest.raises(BadInput, match="at least 1 token, the prompt has 0"):
+    with pytest.raises(BadInput, match="at least 1 token, a prompt has 0"):
         gpt().generate(tokens(T=0), 1)
 
 
@@ -405,7 +450,10 @@ def kernel_errors():
             at = torch.tensor([t])
             got = mlr_decode(q, keys, v, at, *geometry, chunk=16, programs=2 * B * G)
             last = at.clamp(max=length - 1)
-            want = mlr_decode_reference(q.double(), [k.double() for k in keys], v.double(), last, *geometry)
+            starts = [last.item() // b * b for b in blocks]
+            of_keys = [torch.arange(a, min(a + k.shape[2], length)) for a, k in zip(starts, keys, strict=True)]
+            held = [(k[:, :, : len(j)].double(), j) for k, j in zip(keys, of_keys, strict=True)]
+            want = mlr_decode_reference(q.double(), held, v.double(), last, *geometry)
             print(dtype, ranks, blocks, t, relative_error(got, want))
     print(torch.float32, "written", written_error())
 

@@ -2,8 +2,7 @@
 
 `forward(x, v)` takes x (B, T, d_model), the output of the block's first LayerNorm, and values v (B, G, T, d_head), and
 gives the mixed values (B, n_head, T, d_head). Projecting values and output is the caller's (model.Attention).
-To generate, `new_cache` allocates memory; its `prefill(x, v)` is `forward` on a prompt and its `step(x, v)` on
-one more token.
+To generate, `new_cache` allocates memory; its `extend(x, v)` is `forward` on the tokens that follow those it holds.
 """
 
 import dataclasses
@@ -121,15 +120,17 @@ class Scoring(Structure, nn.Module):
         cfg = self.cfg
         return dict(causal=cfg.causal, link=cfg.link, dropout=cfg.dropout if self.training else 0.0)
 
-    def new_cache(self, B, length, device=None, dtype=None):
-        """An empty cache for B sequences of up to `length` tokens."""
+    def new_cache(self, B, length, device=None, dtype=None, slack=0):
+        """An empty cache for B sequences of up to `length` tokens; `slack` can always be taken back (cache.crop)."""
         if not self.cfg.causal:
             raise BadInput("a model whose positions see both sides (causal=False) cannot generate")
         if not 1 <= length <= self.cfg.block_size:
             raise BadInput(f"a cache is 1 to block_size = {self.cfg.block_size} tokens long, not {length}")
         if self.cache_type is None:
             raise BadInput(f"{self.cfg.structure} declares no cache; generate with use_cache=False")
-        return self.cache_type(self, B, length, device=device, dtype=dtype)
+        if slack < 0:
+            raise BadInput(f"slack is {slack}; a cache takes back 0 or more tokens")
+        return self.cache_type(self, B, length, device=device, dtype=dtype, slack=slack)
 
 
 class ProjectedScoring(Scoring):
