@@ -71,13 +71,12 @@ def read_csv(sources, path):
     names = _names(first, separator, path) if header else [str(i) for i in range(1, width + 1)]
     try:
         frame = pd.read_csv(
-            io.StringIO(text), sep=separator, header=None, names=names, skiprows=int(header), skip_blank_lines=False,
-            skipinitialspace=True, index_col=False, float_precision="round_trip", low_memory=False,
+            io.StringIO(text), sep=separator, header=None, names=range(width), skiprows=int(header), index_col=False,
+            skip_blank_lines=False, skipinitialspace=True, low_memory=False,
         )  # fmt: skip
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise BadInput(f"{path}: {str(error).strip().splitlines()[0]}") from error
-    frame.index = pd.Index(lines[header:], name="line")
-    return frame
+    return frame.set_axis(pd.Index(lines[header:], name="line")).set_axis(names, axis=1)
 
 
 def _names(line, separator, path):

@@ -46,7 +46,7 @@ def test_header_commands_run(path, tmp_path, monkeypatch):
         if script == "train_chronos.py" and find_spec("chronos") is None:
             pytest.skip("needs requirements-chronos.txt")
         out_dir = tmp_path / str(number)
-        keeps_width = path.name.startswith(("tiny", "recall"))
+        keeps_width = path.name.startswith(("tiny", "recall", "csv"))
         small = [flag for flag in SMALL[script].split() if not (keeps_width and flag.startswith(WIDTH))]
         small += [f"--data_dir={tmp_path}"] if script != "train_ICL.py" else []
         small += [f"--out_dir={out_dir}", "--max_iters=1", "--device=cpu", "--dtype=float32", "--compile=False"]
