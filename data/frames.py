@@ -183,7 +183,7 @@ def _begins_with_time(column):
 
 
 def _even_reading(column, name, at):
-    """The times of a column of text. 01.02. is read as that of two days which makes the times evenly apart."""
+    """The times of a column of text. 1/2/2018 is the day, of two, that makes them evenly apart."""
     column, readings = column.astype(object), []
     for how in TIME_FORMATS:
         times = _parse_times(column, how)
@@ -264,15 +264,16 @@ def season_of(frequency):
 def split_rows(splits, index, where):
     """{split: rows} of "0.7|0.1|0.2", shares, or of "2018-01-01|2018-07-01", the first times of val and of test."""
     words, rows = parse_list(splits, "splits", str), len(index)
+    days = _parse_times(pd.Series(words), "ISO8601")
     if len(words) == 3:
         shares = parse_list(splits, "splits", float)
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
             raise BadInput(f"splits is '{splits}', three shares above 0 that add up to 1, as {SHARES}")
         train, test = int(rows * shares[0]), int(rows * shares[2])
-    elif len(words) == 2 and all(map(_is_time, words)):
+    elif len(words) == 2 and days is not None:
         if not isinstance(index, pd.DatetimeIndex):
             raise BadInput(f"splits is '{splits}', but {where} has no times; give shares, as {SHARES}")
-        train, end = index.searchsorted(pd.to_datetime(list(words), format="ISO8601"))
+        train, end = index.searchsorted(days)
         test = rows - end
     else:
         raise BadInput(f"splits is '{splits}'; give shares, as {SHARES}, or two times, as 2018-01-01|2018-07-01")

@@ -208,7 +208,9 @@ HOURS = stamps("2020-01-31 20:00", 9, "h")
 @pytest.mark.parametrize(
     ("times", "frequency", "end"),
     [
-        (stamps("2020-02-01", 9, "D", "%d.%m.%Y"), "D", "2020-02-09 00:00:00"),  # 01.02. to 09.02.
+        (stamps("2020-02-01", 9, "D", "%d.%m.%Y"), "D", "2020-02-09 00:00:00"),
+        (stamps("2020-02-01", 9, "D", "%d/%m/%Y"), "D", "2020-02-09 00:00:00"),  # 01/02 to 09/02, all months too
+        (stamps("2020-02-01", 9, "h", "%d-%m-%Y %H:%M"), "h", "2020-02-01 08:00:00"),
         (stamps("2020-01-08", 9, "D", "%m/%d/%Y"), "D", "2020-01-16 00:00:00"),
         (stamps("2020-01-31 11:00", 9, "12h", "%m/%d/%Y %I:%M %p"), "12h", "2020-02-04 11:00:00"),
         (stamps("2020-01-01", 9, "MS", "%Y-%m"), "MS", "2020-09-01 00:00:00"),
@@ -353,6 +355,8 @@ FIRST = days().splitlines()[6].split(",")  # line 7
         (days(), ["--time=a"], "line 2: a is '.*', not a time such as"),
         (days(), ["--splits=0.7|0.1|0.1"], "splits is '0.7|0.1|0.1', three shares above 0 that add up to 1"),
         (days(), ["--splits=0.7|0.3"], "splits is '0.7|0.3'; give shares"),
+        (days(), ["--splits=09.02.2020|29.02.2020"], "splits is '09.02.2020|29.02.2020'; give shares"),
+        (days(), ["--splits=2020-02-29|2020-02-09"], "leaves train 30, val -20, test 30"),
         (days(), ["--splits=0.99|0.005|0.005"], "of the 40 rows, 2020-01-30 .* leaves train 39, val 1, test 0"),
         (days(), ["--splits=2020-02-09|2021-01-01"], "leaves train 10, val 30, test 0"),
         ("a\n1\n2\n3\n4\n", ["--splits=2020-02-09|2021-01-01"], "mine.csv has no times; give shares"),

@@ -23,7 +23,8 @@ def main(argv=None):
     parser.add_argument("--missing", default="", choices=FILLS, help="what becomes of missing values and rows")
     parser.add_argument("--splits", default=SHARES, help=f"shares, {SHARES}, or when val and test start, DATE|DATE")
     args = parser.parse_args(argv)
-    home, name = Path(__file__).parent, args.out or Path(args.input).name.partition(".")[0] or "series"
+    name = args.out or ("series" if args.input == "-" else Path(args.input).name.partition(".")[0])
+    home = Path(__file__).parent
     folder = output_folder(name if Path(name).name != name else home / name)
 
     with opened([args.input], folder) as sources:
