@@ -5,10 +5,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test robustness figures tables docs lint interpreter chronos clean
+.PHONY: demo forecast test robustness figures tables docs lint interpreter chronos clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
+
+# what comes after the end of a CSV of yours: make forecast CSV=sales.csv, also HORIZON=24 (rows) and PREPARE=--missing=forward
+CSV_NAME = $(firstword $(subst ., ,$(notdir $(CSV))))
+forecast: .venv/ready
+	@test -n "$(CSV)" || { echo "error: name a file: make forecast CSV=sales.csv" >&2; exit 2; }
+	$(BIN)/python data/csv/prepare.py --input "$(CSV)" $(PREPARE)
+	$(BIN)/python scripts/own_series.py --dataset="$(CSV_NAME)" $(if $(HORIZON),--horizon=$(HORIZON))
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from data.ett import COLUMNS
+from data.series import Windows
 from forecasters import name_of
 from train_TS import Settings as TrainSettings
-from train_TS import Windows
 from training.checkpoint import load_run, load_weights
 from training.configurator import configure, parse_list, restored, setting
 from training.errors import BadInput, command, reading
@@ -32,7 +31,7 @@ class Settings:
 
     out_dir: str = setting("out/ts_tiny", "folder of a run of train_TS.py, or several with | between")
     windows: str = setting("0", "test windows, like 0|500")
-    channel: str = setting("OT", f"one of {', '.join(COLUMNS)}")
+    channel: str = setting("OT", "a column of the series that the runs predict")
     past: int = setting(0, "steps of the past to keep; 0: as many as of the future")
     data_dir: str = setting("", "where the series is, if not where the run found it")
     out: str = setting("forecasts.json", "JSON file to write")
@@ -52,15 +51,11 @@ class Trained:
     data: Windows
     label: str = ""
 
-    @property
-    def columns(self):
-        return COLUMNS if self.settings.features == "M" else ["OT"]
-
     @torch.no_grad()
     def forecast(self, row, channel):
         """(horizon,): the forecast of a channel for the future that begins at a row."""
         past, _ = self.data.batch([row])
-        return self.model(past)[0, :, self.columns.index(channel)].float()
+        return self.model(past)[0, :, self.data.predicted][:, self.data.columns.index(channel)].float()
 
 
 def load_trained(folder, data_dir=""):
@@ -98,8 +93,8 @@ def load_all(folders, data_dir=""):
 def check(runs, windows, channel):
     """Raises BadInput for a channel or a window that is not there."""
     for run in runs:
-        if channel not in run.columns:
-            raise BadInput(f"{run.folder} has no channel '{channel}', there are {', '.join(run.columns)}")
+        if channel not in run.data.columns:
+            raise BadInput(f"{run.folder} has no channel '{channel}', there are {', '.join(run.data.columns)}")
     count = len(runs[0].data.first["test"])
     for window in windows:
         if not 0 <= window < count:
@@ -113,14 +108,12 @@ def recorded(runs, windows, channel, past=0):
     panels = []
     for window in windows:
         row = data.first["test"][window]
-        truth = data.values[row - tail : row + settings.horizon, runs[0].columns.index(channel)]
+        truth = data.values[row - tail : row + settings.horizon, data.series.columns.index(channel)]
         forecasts = {run.label: rounded(run.forecast(row, channel)) for run in runs}
         panels.append(dict(window=window, truth=rounded(truth), forecasts=forecasts))
     looks = {run.label: {key: getattr(run.settings, key) for key in LOOK} for run in runs}
-    minutes = 24 * 60 // data.steps_a_day
-    return dict(
-        dataset=settings.dataset, channel=channel, minutes=minutes, horizon=settings.horizon, runs=looks, panels=panels
-    )
+    about = dict(dataset=settings.dataset, channel=channel, minutes=data.series.minutes, horizon=settings.horizon)
+    return about | dict(runs=looks, panels=panels)
 
 
 def rounded(values):

@@ -5,8 +5,8 @@
     python train_TS.py config/ts_configs/dlinear.py
 
 The model reads look_back steps and predicts the next horizon steps. From top to bottom: the settings, which windows a
-split has and their errors, the loss, and the run: its series (data/ett), model, optimizer, step, evaluation and loop.
-What is due around a step (records, checkpoints, resumes, stops) is in training/loop.py.
+split has and their errors, the loss, and the run: its series (data/series.py), model, optimizer, step, evaluation and
+loop. What is due around a step (records, checkpoints, resumes, stops) is in training/loop.py.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.ett.windows import ALONE, Windows
+from data.series import ALONE, Windows
 from forecasters import (
     RULES,
     TRAINED,
@@ -45,15 +45,17 @@ SCHEDULES = {  # share of the peak rate in epoch 0, 1, ..; the names are those o
     "type1": lambda epoch: 0.5 ** max(0, epoch - 1),
     "type3": lambda epoch: 0.9 ** max(0, epoch - 3),
 }
+FEATURES = "M: all channels; S: the target alone; MS: all are read, loss and errors are the target's"
 
 
 @dataclass
 class Settings(RunSettings, StructureSettings):
     """Train a forecaster of a time series. Config files and flags, the later one winning."""
 
-    dataset: str = setting("ETTh1", "folder in data_dir that data/ett/prepare.py made")
+    dataset: str = setting("ETTh1", "folder in data_dir that data/ett/prepare.py or data/csv/prepare.py made")
     data_dir: str = setting("data/ett", "where the prepared series are", free=True)
-    features: str = setting("M", "channels, read and predicted: M, all of them, or S, the oil temperature OT alone")
+    features: str = setting("M", f"{FEATURES} (patch, dlinear: no channel sees another, MS is as S)")
+    target: str = setting("", "features S and MS: the column to predict; empty: the last", before="")
     forecaster: str = setting("encoder", "encoder, patch (PatchTST), dlinear; untrained: repeat_last, seasonal_naive")
     instance_norm: bool = setting(False, "reversible: standardise each window by itself (PatchTST has it)")
     look_back: int = setting(96, "steps of the past that the model reads")
@@ -84,11 +86,12 @@ class Settings(RunSettings, StructureSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.features not in ("M", "S"):
-            raise BadInput(f"features is '{self.features}', there are M (all channels) and S (OT alone)")
-        for name, known in dict(forecaster=(*TRAINED, *RULES), lr_schedule=SCHEDULES).items():
+        choices = dict(features=("M", "S", "MS"), forecaster=(*TRAINED, *RULES), lr_schedule=SCHEDULES)
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise BadInput(f"{name} is '{getattr(self, name)}', there are {', '.join(known)}")
+        if self.features == "M" and self.target:
+            raise BadInput(f"target is '{self.target}', features M predicts every column; give --features=MS or S")
         if self.block_size not in (-1, self.look_back):
             raise BadInput(f"block_size is {self.block_size}, the model reads look_back = {self.look_back} steps")
 
@@ -131,9 +134,9 @@ def training_rows(first, cfg, step):
     return np.concatenate(rows)
 
 
-def losses(network, past, future):
-    """Mean squared error of standardised values; predicting zero costs 1 in the training part."""
-    return {"train/mse": (network(past).float() - future).square().mean()}
+def losses(network, past, future, predicted):
+    """Mean squared error of the standardised channels `predicted`; zero costs 1 in the training part."""
+    return {"train/mse": (network(past)[..., predicted].float() - future).square().mean()}
 
 
 def rate_factor(cfg, windows_an_epoch, step):
@@ -190,7 +193,7 @@ def training(cfg, **one_of_several):
     def train_step(step, past, future):
         with process.micro_batch(network, step, 0):
             with process.autocast():
-                found = losses(network, past, future)
+                found = losses(network, past, future, data.predicted)
             optimizer.backward(found["train/mse"])
         meter.add(found, step, 1)
         meter.add_gradient_norm(optimizer.clip(cfg.grad_clip), step)
@@ -226,9 +229,9 @@ def evaluate_rule(cfg):
     """The record of a forecaster that is not trained: one line, with its error on the training windows too."""
     device = pick_device(cfg.device)
     data = Windows(cfg).to(device)
-    season = data.steps_a_day
+    season = data.series.season
     if cfg.forecaster == "seasonal_naive" and cfg.look_back < season:
-        raise BadInput(f"seasonal_naive repeats the last {season} steps, a day; look_back is {cfg.look_back}")
+        raise BadInput(f"seasonal_naive repeats the last {season} steps, a season; look_back is {cfg.look_back}")
 
     def forecast(past):
         if cfg.forecaster == "repeat_last":

@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from data.ett.windows import Windows
 from data.kernel_synth import kernel_synth
+from data.series import Windows
 from training.configurator import configure, setting
 from training.errors import BadInput, command
 from training.loop import Loop, LossMeter, counted
@@ -36,9 +36,10 @@ class Settings(RunSettings):
     """Train or fine-tune a Chronos T5. Config files and flags, the later one winning."""
 
     pretrained: str = setting("", "weights to begin with: a folder or a name on the hub; empty: random ones")
-    dataset: str = setting("ETTh1", "folder in data_dir that data/ett/prepare.py made")
+    dataset: str = setting("ETTh1", "folder in data_dir that data/ett/prepare.py or data/csv/prepare.py made")
     data_dir: str = setting("data/ett", "where the prepared series are", free=True)
-    features: str = setting("M", "channels, each its own series: M, all of them, or S, the oil temperature OT alone")
+    features: str = setting("M", "channels, each its own series: M, all of them, or S, the target alone")
+    target: str = setting("", "features S: the column; empty: the last", before="")
     synthetic: float = setting(0.1, "share of training windows that are draws from Gaussian processes (KernelSynth)")
     look_back: int = setting(512, "values of the past that the model reads")
     horizon: int = setting(64, "values of the future that it predicts")
@@ -77,7 +78,7 @@ class Settings(RunSettings):
         if self.token_mixing_struct not in STRUCTURES:
             raise BadInput(f"token_mixing_struct is '{self.token_mixing_struct}', there are {', '.join(STRUCTURES)}")
         if self.features not in ("M", "S"):
-            raise BadInput(f"features is '{self.features}', there are M (all channels) and S (OT alone)")
+            raise BadInput(f"features is '{self.features}', there are M (all channels) and S (the target alone)")
         if self.synthetic > 1:
             raise BadInput(f"synthetic is {self.synthetic}, a share is at most 1")
         if self.dropout >= 1:

@@ -341,7 +341,7 @@ def command_cases(place):
             continue
         for argv in ([], [none], [file], [place.folder], ["a" * 300], ["--help"], ["--only", "x"], ["--x"]):
             yield figure.main, [*argv, *(["--out", file / "a.png"] if argv and argv[0] != "--help" else [])], None
-    for corpus in ("shakespeare_char", "openwebtext", "openwebtext_small", "pydocs", "shakespeare", "ett"):
+    for corpus in ("shakespeare_char", "openwebtext", "openwebtext_small", "pydocs", "shakespeare", "ett", "csv"):
         prepare = runpy.run_path(str(ROOT / "data" / corpus / "prepare.py"))["main"]
         outs = (["--out", file], ["--out", file / "below"])
         for argv in (["--help"], ["--x"], *outs, ["--input", none], ["--input", ""]):

@@ -16,7 +16,8 @@ import torch
 
 import structured
 from data.corpus import CHARACTERS, CorpusWriter
-from data.ett import COLUMNS, DTYPE, SPLITS
+from data.ett import COLUMNS
+from data.series import DTYPE, SPLITS
 from training.configurator import configure
 
 EXAMPLES = {key: value for scoring in structured.STRUCTURES.values() for key, value in scoring.EXAMPLE.items()}
@@ -85,7 +86,8 @@ def write_series(folder, values, rows):
         part.astype(DTYPE).tofile(folder / f"{split}.bin")
     train = values[: rows[0]]
     counts = dict(zip(SPLITS, rows, strict=True))
-    meta = dict(minutes=60, rows=counts, mean=train.mean(0).tolist(), std=train.std(0).tolist())
+    meta = dict(columns=COLUMNS, start="2016-07-01 00:00:00", minutes=60, rows=counts)
+    meta |= dict(mean=train.mean(0).tolist(), std=train.std(0).tolist())
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -39,13 +39,14 @@ def commands(path):
 def test_header_commands_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     write_corpus(tmp_path / "corpus")
-    write_series(tmp_path / "ETTh1", waves(800), rows=(500, 150, 150))
+    for name in ("ETTh1", "sales"):
+        write_series(tmp_path / name, waves(800), rows=(500, 150, 150))
     assert commands(path), f"{path} does not open with a command that uses it"
     for number, (script, *arguments) in enumerate(commands(path)):
         if script == "train_chronos.py" and find_spec("chronos") is None:
             pytest.skip("needs requirements-chronos.txt")
         out_dir = tmp_path / str(number)
-        keeps_width = path.name.startswith(("tiny", "recall"))
+        keeps_width = path.name.startswith(("tiny", "recall", "csv"))
         small = [flag for flag in SMALL[script].split() if not (keeps_width and flag.startswith(WIDTH))]
         small += [f"--data_dir={tmp_path}"] if script != "train_ICL.py" else []
         small += [f"--out_dir={out_dir}", "--max_iters=1", "--device=cpu", "--dtype=float32", "--compile=False"]

@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import corpus, ett, hub
+from data import corpus, hub
+from data import series as data_series
 from data.corpus import ALPHABET, CHARACTERS, CorpusWriter, codec, encode_symbols, load_corpus
-from data.ett import COLUMNS, load_ett
+from data.ett import COLUMNS
+from data.series import DTYPE, load_series
 from training.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
@@ -678,10 +680,11 @@ def test_a_missing_corpus_names_its_command(tmp_path, name):
 @pytest.mark.parametrize("name", ["ETTh1", "ETTh2"])
 def test_ett_counts_borders_and_standardisation(tmp_path, name):
     script("ett").main(["--input", shared(f"{name}.csv"), "--out", str(tmp_path)])
-    values, borders, columns, minutes = load_ett(tmp_path / name)
-    assert minutes == 60
-    assert borders == (0, 8640, 11520, 14400)
-    assert columns == COLUMNS
+    series = load_series(tmp_path / name)
+    values = series.values
+    assert (series.minutes, series.season, series.end) == (60, 24, "2018-02-20 23:00:00")
+    assert series.borders == (0, 8640, 11520, 14400)
+    assert series.columns == COLUMNS
     assert values.shape == (14400, 7)
     assert values.dtype == np.float32
     np.testing.assert_allclose(values[:8640].mean(0), 0, atol=1e-4)
@@ -743,7 +746,7 @@ def test_ett_refuses(tmp_path, capsys, monkeypatch, damage, message):
 def test_ett_of_every_fifteen_minutes(tmp_path):
     (tmp_path / "ETTm2.csv").write_text("\n".join(ett_lines(69680, minutes=15)))
     script("ett").main(["--input", str(tmp_path / "ETTm2.csv"), "--out", str(tmp_path)])
-    series = load_ett(tmp_path / "ETTm2")
+    series = load_series(tmp_path / "ETTm2")
     assert (series.borders, series.minutes) == ((0, 34560, 46080, 57600), 15)
 
 
@@ -753,7 +756,7 @@ def test_ett_takes_changed_values_and_other_line_ends_when_told(tmp_path, capsys
     argv = ["--input", str(tmp_path / "ETTh1.csv"), "--out", str(tmp_path)]
     assert "the values are not those" in fails("ett", *argv, capsys=capsys)
     script("ett").main([*argv, "--changed"])
-    assert load_ett(tmp_path / "ETTh1").values.shape == (14400, 7)
+    assert load_series(tmp_path / "ETTh1").values.shape == (14400, 7)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -761,14 +764,14 @@ def test_the_published_file_as_a_spreadsheet_saves_it(tmp_path, encoding):
     text = Path(shared("ETTh1.csv")).read_text()
     (tmp_path / "ETTh1.csv").write_bytes(text.replace("\n", "\r\n").encode(encoding))
     script("ett").main(["--input", str(tmp_path / "ETTh1.csv"), "--out", str(tmp_path)])
-    assert load_ett(tmp_path / "ETTh1").borders == (0, 8640, 11520, 14400)
+    assert load_series(tmp_path / "ETTh1").borders == (0, 8640, 11520, 14400)
 
 
 def test_ett_takes_a_header_of_a_spreadsheet(tmp_path):
     header, *rows = ett_lines(17420)
     (tmp_path / "ETTh1.csv").write_text("\n".join([header.replace("date", '"Date "'), *rows]), encoding="utf-8-sig")
     script("ett").main(["--input", str(tmp_path / "ETTh1.csv"), "--out", str(tmp_path), "--changed"])
-    assert load_ett(tmp_path / "ETTh1").values.shape == (14400, 7)
+    assert load_series(tmp_path / "ETTh1").values.shape == (14400, 7)
 
 
 def test_ett_refuses_files_it_cannot_tell_or_read(tmp_path, capsys):
@@ -783,7 +786,7 @@ def test_ett_refuses_files_it_cannot_tell_or_read(tmp_path, capsys):
 
 
 def damage_value(path, index, value):
-    values = np.fromfile(path, ett.DTYPE)
+    values = np.fromfile(path, DTYPE)
     values[index] = value
     values.tofile(path)
 
@@ -816,12 +819,12 @@ def test_a_damaged_series_is_refused(tmp_path, series, damage, message):
     shutil.copytree(series, tmp_path / "ETTh1")
     damage(tmp_path / "ETTh1")
     with pytest.raises(BadInput, match=message):
-        load_ett(tmp_path / "ETTh1")
+        load_series(tmp_path / "ETTh1")
 
 
 def test_a_missing_series_names_its_command(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=rf"make it with: python data/ett/prepare.py --names ETTm1 --out {tmp_path}$"):
-        load_ett(tmp_path / "ETTm1")
-    monkeypatch.setattr(ett, "__file__", f"{tmp_path}/__init__.py")
+        load_series(tmp_path / "ETTm1")
+    monkeypatch.setattr(data_series, "ROOT", tmp_path)
     with pytest.raises(BadInput, match=r"make it with: python data/ett/prepare.py --names ETTm1$"):
-        load_ett(tmp_path / "ETTm1")
+        load_series(tmp_path / "data/ett/ETTm1")

@@ -374,9 +374,10 @@ def small_files_only():
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
 
-@pytest.mark.parametrize("name", ["shakespeare_char", "pydocs", "ett"])
+@pytest.mark.parametrize("name", ["shakespeare_char", "pydocs", "ett", "csv"])
 def test_a_disk_that_fills_up_ends_in_one_line_and_leaves_nothing(tmp_path, name):
     flags = {"shakespeare_char": ["--input", "big.txt"], "pydocs": [], "ett": ["--input", "ETTh1.csv", "--changed"]}
+    flags["csv"] = ["--input", "ETTh1.csv"]
     (tmp_path / "big.txt").write_text("words " * 20_000)
     (tmp_path / "ETTh1.csv").write_text("\n".join(ett_lines(17420)))
     command = [sys.executable, "-B", ROOT / f"data/{name}/prepare.py", *flags[name], "--out", tmp_path / "out"]

@@ -108,6 +108,19 @@ def test_patches(capsys):
             assert scoring.window == 5
 
 
+@pytest.mark.parametrize("dataset", ["ETTh1", "ETTh2", "ETTm1", "ETTm2"])
+def test_another_series(dataset, capsys):
+    """The same runs, in folders of their own."""
+    for grids, count in (("patch", 9), ("paper", 36)):
+        cfgs = [settings(line) for line in sweep(capsys, f"--grids={grids}", f"--dataset={dataset}")]
+        first = "" if dataset == "ETTh1" else f"{dataset}_"
+        usual = [settings(line) for line in sweep(capsys, f"--grids={grids}")]
+        assert len(cfgs) == count
+        for cfg, other in zip(cfgs, usual, strict=True):
+            parent, name = Path(other.out_dir).parent, Path(other.out_dir).name
+            assert vars(cfg) == vars(other) | dict(dataset=dataset, out_dir=f"{parent}/{first}{name}")
+
+
 def test_chronos(capsys):
     cfgs = [settings(line) for line in sweep(capsys, "--grid=chronos", "--seeds=1|2")]
     assert [(cfg.token_mixing_struct, cfg.seed) for cfg in cfgs] == [

@@ -31,8 +31,8 @@ from runs import (
 from torch.utils.flop_counter import FlopCounterMode
 
 import train_TS
-from data.ett import COLUMNS, DTYPE, SPLITS, load_ett
-from data.ett.windows import first_targets
+from data.ett import COLUMNS
+from data.series import DTYPE, SPLITS, first_targets, load_series
 from forecasters import (
     BatchNorm,
     DLinear,
@@ -164,7 +164,7 @@ def prepared(tmp_path_factory):
 
 def test_the_windows_of_etth1(prepared):
     """The counts of the usual protocol: 8640 - L - H + 1 to train on and 2880 - H + 1 each to validate and test on."""
-    borders = load_ett(prepared / "ETTh1").borders
+    borders = load_series(prepared / "ETTh1").borders
     for horizon, counts in {96: (8449, 2785, 2785), 192: (8353, 2689, 2689), 336: (8209, 2545, 2545)}.items():
         windows = first_targets(borders, 96, horizon)
         assert tuple(map(len, windows.values())) == counts
@@ -513,7 +513,7 @@ def test_a_rule_leaves_a_record(minutes, season, argv, tmp_path):
     train_TS.main(argv(data_dir=tmp_path / "data", forecaster="seasonal_naive", look_back=100, horizon=30))
     (line,) = metrics(tmp_path / "run")
     assert record(tmp_path / "run")["status"] == "finished"
-    values = load_ett(tmp_path / "data/ETTh1").values
+    values = load_series(tmp_path / "data/ETTh1").values
     errors = [
         values[t : t + 30] - values[[t - season + h % season for h in range(30)]] for t in range(330, 460 - 30 + 1)
     ]
@@ -569,7 +569,9 @@ def test_it_learns_a_periodic_series(argv, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(features="MS"), "features is 'MS', there are M (all channels) and S (OT alone)"),
+        (dict(features="SM"), "features is 'SM', there are M, S, MS"),
+        (dict(features="S", target="OIL"), "target is 'OIL', the columns of "),
+        (dict(target="OT"), "target is 'OT', features M predicts every column; give --features=MS or S"),
         (dict(horizon=0), "horizon is 0, it must be at least 1"),
         (dict(look_back=0), "look_back is 0, it must be at least 1"),
         (dict(batch_size=0), "batch_size is 0"),
@@ -584,7 +586,7 @@ def test_it_learns_a_periodic_series(argv, tmp_path):
         (dict(lr_schedule="type2"), "lr_schedule is 'type2', there are constant, type1, type3"),
         (dict(patience=-1), "patience is -1, it must be at least 0"),
         (dict(forecaster="patch", look_back=7), "look_back is 7, it must be at least 8 for patches of 16"),
-        (dict(forecaster="seasonal_naive"), "seasonal_naive repeats the last 24 steps, a day; look_back is 16"),
+        (dict(forecaster="seasonal_naive"), "seasonal_naive repeats the last 24 steps, a season; look_back is 16"),
         (dict(forecaster="repeat_last", horizon=31), "the test part has 30 rows, too few for horizon 31"),
     ],
     ids=str,

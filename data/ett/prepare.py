@@ -1,7 +1,6 @@
 """The ETT time series, checked and split into 12, 4 and 4 months: `python data/ett/prepare.py`, a second a series."""
 
 import argparse
-import contextlib
 import csv
 import hashlib
 import math
@@ -13,10 +12,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.ett import COLUMNS, DTYPE, SPLITS
-from data.files import decode, download, json_bytes, make_folder, output_folder, read_bytes, writing
+from data.ett import COLUMNS
+from data.files import decode, download, output_folder, read_bytes
+from data.series import write_series
 from training.errors import BadInput, command
-from training.files import replacing
 
 URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/{}.csv"
 SERIES = {  # name: (minutes between rows, rows)
@@ -87,33 +86,19 @@ def check_varies(train, where):
             raise BadInput(f"{where}: {constant}; a constant cannot be standardised")
 
 
-def write_series(folder, name, content, where, changed=False):
-    """Check the CSV, then write train.bin, val.bin, test.bin (raw values) and, last, meta.json."""
+def prepare(folder, name, content, where, changed=False):
+    """Check the bytes of a CSV, then write the series that they hold."""
     minutes, rows = SERIES[name]
     text = decode(content, where)
     start, values = read_series(text, where, minutes, rows)
-    month = 30 * 24 * 60 // minutes
-    counts = {split: MONTHS[split] * month for split in SPLITS}
-    borders = [0, *(int(row) for row in np.cumsum(list(counts.values())))]
-    train = values[: counts["train"]]
-    check_varies(train, where)
+    counts = {split: months * 30 * 24 * 60 // minutes for split, months in MONTHS.items()}
+    check_varies(values[: counts["train"]], where)
     if not changed:
         check_published(name, text, where)
-    meta = {"name": name, "columns": COLUMNS, "dtype": "float32", "rows": counts, "borders": borders}
-    meta |= {"start": str(start), "minutes": minutes, "mean": train.mean(0).tolist(), "std": train.std(0).tolist()}
-
-    spans = zip(SPLITS, borders[:-1], borders[1:], strict=True)
-    parts = {split: values[start:end].astype(DTYPE).tobytes() for split, start, end in spans}
-    meta["sha256"] = {split: hashlib.sha256(part).hexdigest() for split, part in parts.items()}
-    meta["source"] = {"rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    make_folder(folder)
-    files = {"meta.json": json_bytes(meta), **{f"{split}.bin": part for split, part in parts.items()}}
-    with writing(folder), contextlib.ExitStack() as stack:  # the last to be opened is the first to be put in place
-        for file, part in files.items():
-            stack.enter_context(replacing(folder / file)).write(part)
-        (folder / "meta.json").unlink(missing_ok=True)
-    shares = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
-    print(f"{folder}: {shares} rows; source sha256 {meta['source']['sha256']}")
+    source = {"rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_series(folder, values, counts, columns=COLUMNS, start=str(start), minutes=minutes, source=source)
+    shares = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    print(f"{folder}: {shares} rows; source sha256 {source['sha256']}")
 
 
 @command
@@ -132,7 +117,7 @@ def main(argv=None):
     for source in args.input or args.names:
         name = Path(source).stem
         content = read_bytes(source) if args.input else download(URL.format(name))
-        write_series(out / name, name, content, source if args.input else URL.format(name), args.changed)
+        prepare(out / name, name, content, source if args.input else URL.format(name), args.changed)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class Settings(GridSettings):
 
     out_dir: str = setting("out/time_series", "folder of the runs' folders")
     grids: str = setting("paper", "which, with | between them: paper, patch, chronos; --grid=patch does as well")
+    dataset: str = setting("ETTh1", "the series, in data/ett; one other than ETTh1 begins the names of its runs")
     best: bool = setting(False, "print the finished run of lowest validation error of every structure and horizon")
 
     ALIASES: ClassVar[dict] = GridSettings.ALIASES | dict(grid="grids")
@@ -91,7 +92,10 @@ def print_best(runs):
 @command
 def main(argv=None):
     cfg = configure(Settings, argv)
-    named = cfg.commands(pick(GRIDS, cfg.grids))
+    runs = pick(GRIDS, cfg.grids)
+    if cfg.dataset != "ETTh1":
+        runs = {f"{cfg.dataset}_{name}": [*run, f"--dataset={cfg.dataset}"] for name, run in runs.items()}
+    named = cfg.commands(runs)
     if cfg.run or cfg.ray or not cfg.best:
         launch(cfg, named)
     if cfg.best or cfg.ray:
