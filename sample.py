@@ -1,6 +1,7 @@
 """Write text from a checkpoint of train.py, for every scoring function.
 
     python sample.py --out_dir=out/shakespeare_char_mlr --start="ROMEO:" --num_samples=2
+    python sample.py --out_dir=out/shakespeare_char_mlr --start=LINES:starts.txt
     python sample.py --init_from=gpt2-xl --start="What is the answer?" --max_new_tokens=100
 
 Keys and values of the text so far are kept (for MLR attention the keys of the current blocks only), so that a token

@@ -76,8 +76,9 @@ class Slots:
         Those of the first `reach` slots; one not yet written has a position from n on.
         """
         rows = self.rows[:, :, :reach]
-        slot = torch.arange(rows.shape[2], device=rows.device)
-        return rows, slot if n <= self.size else n - 1 - (n - 1 - slot) % self.size
+        if n <= self.size:
+            return rows, torch.arange(rows.shape[2], device=rows.device)
+        return rows, torch.arange(n - self.size, n, device=rows.device).roll(n % self.size)
 
     def lowest(self, n):
         """The first position that is still kept or set aside, of n that were written."""
@@ -558,10 +559,10 @@ def mlr_decode_reference(q, keys, v, i, block_sizes, scales, shared=(), *, link=
     scores = q.new_zeros(*q.shape[:3], len(j))
     widths = [k.shape[-1] for k, _ in keys]
     for q_l, (k, at), b, scale in zip(q.split(widths, -1), keys, block_sizes, scales, strict=True):
-        near = row_scores(q_l, k, scale).masked_fill(at // b != i[:, None] // b, 0)
+        near = row_scores(q_l, k, scale).masked_fill(at < i[:, None] // b * b, 0)
         scores.index_add_(-1, at, near)
-    if shared:
-        scores = scores / sum((j // b == i[:, None] // b).long() for b in shared).clamp(min=1)
+    if shared:  # up to i, where it is seen
+        scores = scores / sum((j >= i[:, None] // b * b).long() for b in shared).clamp(min=1)
     return mix_row(scores, v, seen_from(i, j), link=link, dropout=dropout)
 
 

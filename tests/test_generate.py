@@ -399,9 +399,9 @@ def test_recount_follows_the_device():
 @EVERY_CACHE
 @torch.no_grad()
 def test_a_replayed_step_is_the_step(structure):
-    """The same logits as without a graph, where there can be one, and the same text in the end."""
+    """The same logits as without a graph, where there can be one, also after a crop, and the same text in the end."""
     model, idx = gpt(structure).cuda().float(), tokens().cuda()
-    plain, cache = (model.trunk.new_cache(2, 16) for _ in range(2))
+    plain, cache = (model.trunk.new_cache(2, 16, slack=2) for _ in range(2))
     step = ReplayedStep(functools.partial(model, cache=cache), cache)
     for t in range(16):
         want, got = model(idx[:, t : t + 1], cache=plain), (step if t else step.step)(idx[:, t : t + 1])
@@ -411,6 +411,13 @@ def test_a_replayed_step_is_the_step(structure):
     assert (step.graph is not None) == (structure in replayed or structure == "bilinear_MLR")
     cache.recount()
     assert cache.count == 16
+    for each in (plain, cache):
+        each.crop(14)
+        each.reorder([1, 0])
+    swapped = idx.flip(0)
+    want = model(swapped[:, 14:], cache=plain)
+    got = torch.cat([step(swapped[:, t : t + 1]).clone() for t in range(14, 16)], 1)
+    assert relative_error(got, want) < 1e-5
     greedy = [model.generate(idx[:, :3], 13, temperature=0, use_cache=use_cache) for use_cache in (True, False)]
     assert torch.equal(*greedy)
 
