@@ -129,7 +129,7 @@ def main(argv=None):
     check_output(out)
     run, frame = load_trained(cfg.out_dir, cfg.data_dir), None
     if cfg.input:
-        with opened([cfg.input], out.parent) as sources:
+        with opened([cfg.input], out.parent, folders=False) as sources:
             frame = read_csv(sources, cfg.input)
     columns = parse_list(cfg.columns, "columns", str) if cfg.columns else tuple(run.data.columns[-PANELS:])
     if wrong := [column for column in columns if column not in run.data.columns]:

@@ -43,12 +43,14 @@ def add_arguments(parser):
 
 
 @contextlib.contextmanager
-def opened(paths, scratch):
-    """The Inputs that the user named: files, all text files of a folder in order of their names, and pipes.
+def opened(paths, scratch, folders=True):
+    """The Inputs that the user named: files, pipes and, if they are asked for, all text files of a folder by name.
 
     A pipe can be read only once: it is copied into the folder `scratch` until the block ends. BadInput for what cannot
     be read, is empty, or is by its content something else than its name says.
     """
+    if not folders and (inside := [path for path in paths if os.path.isdir(path)]):
+        raise BadInput(f"{inside[0]} is a folder; name one file")
     with contextlib.ExitStack() as stack:
         yield [source for path in paths for source in _find(str(path), scratch, stack)]
 

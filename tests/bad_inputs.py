@@ -22,6 +22,7 @@ from runs import TINY, TINY_ICL, TINY_LM, flags, waves, write_corpus, write_seri
 
 import bench
 import evaluate_ICL
+import forecast
 import forecast_TS
 import sample
 import train
@@ -136,6 +137,7 @@ def settings_cases(place):
         sample: dict(out_dir=place.runs[train], max_new_tokens=2, num_samples=1, device="cpu"),
         evaluate_ICL: dict(out_dir=place.runs[train_ICL], prompts=2, device="cpu"),
         forecast_TS: dict(out_dir=place.runs[train_TS], windows="0", out=place.folder / "forecasts.json"),
+        forecast: dict(out_dir=place.runs[train_TS], out=place.folder / "forecast.csv"),
     }
     chronos = {train_chronos: dict(TINY_CHRONOS, data_dir=place.folder)} if find_spec("chronos") else {}
     bases = place.base | chronos | readers
@@ -217,10 +219,10 @@ def data_cases(place):
 def bench_record_cases(place):
     """Every damage of the records that bench.py and forecast_TS.py write, before what draws them."""
     picture = ["--out", place.folder / "a.png"]
-    forecast = place.folder / "forecasts.json"
+    record = place.folder / "forecasts.json"
     with contextlib.redirect_stdout(io.StringIO()):
-        forecast_TS.main(flags(dict(out_dir=place.runs[train_TS], windows="0|3", out=forecast)))
-    readers = {forecast: [(ts_forecasts, picture)]}
+        forecast_TS.main(flags(dict(out_dir=place.runs[train_TS], windows="0|3", out=record)))
+    readers = {record: [(ts_forecasts, picture)]}
     for path in sorted((ROOT / "results" / "bench").glob("*.json")):
         copied = place.folder / path.name
         copied.write_bytes(path.read_bytes())
@@ -348,9 +350,37 @@ def command_cases(place):
             yield prepare, [*argv, *(["--out", none] if "--input" in argv else [])], none
 
 
+def table_cases(place):
+    """CSVs that hold no series, and every flag of data/csv/prepare.py with what it cannot be."""
+    prepare = runpy.run_path(str(ROOT / "data" / "csv" / "prepare.py"))["main"]
+    path, new = place.folder / "a.csv", place.folder / "series"
+    good = "date,x,y\n" + "".join(f"2020-01-{day:02},{day},{day * day}\n" for day in range(1, 31))
+    lines = good.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        others = [
+            "", "\n", "x\n", ",,\n", line.replace(",", ";"), line * 2, "2020-01-01" + line[10:], "0" + line,
+            line.replace(",", ",z", 1), line.replace(",", ",1e99", 1), line[:-1] + ",1\n", "\"" + line,
+        ]  # fmt: skip
+        for other in others:
+            if other != line:
+                path.write_text("".join([*lines[:number], other, *lines[number + 1 :]]))
+                yield prepare, ["--input", path, "--out", new, "--splits", "0.4|0.3|0.3"], None
+    for text in ("", "\n", "date,x\n", "x\n1\n", "date,x\n2020-01-01,1\n", "\x00", "a,a\n1,2\n3,4\n", "1\n" * 5):
+        path.write_text(text)
+        yield prepare, ["--input", path, "--out", new], None
+    path.write_text(good)
+    splits = ["0.5|0.5|0.5", "2019-01-01|2020-01-05", "2020-01-09|2020-01-05"]
+    for flag in ("--time", "--frequency", "--missing", "--splits"):
+        for value in [*NUMBERS, *WORDS, *splits, "date", "y", "ME"]:
+            yield prepare, ["--input", path, "--out", new, flag, value], None
+    for value in ("\x00", "a" * 300, path, path / "below", "/proc/none/x"):
+        yield prepare, ["--input", path, "--out", value], None
+    yield prepare, ["--input", place.folder, "--out", new], None
+
+
 KINDS = dict(
     commands=command_cases, settings=settings_cases, bench=bench_cases, paths=path_cases, records=record_cases,
-    data=data_cases, bench_records=bench_record_cases, checkpoints=checkpoint_cases,
+    data=data_cases, tables=table_cases, bench_records=bench_record_cases, checkpoints=checkpoint_cases,
 )  # fmt: skip
 
 

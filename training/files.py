@@ -47,6 +47,8 @@ def linked(old, new):
 def check_folder(folder, name):
     """BadInput, before the work, where no file can be put into a folder; it need not exist. name: its setting."""
     folder = Path(folder)
+    if "\0" in str(folder):
+        raise BadInput(f"{name} {str(folder)!r} has a zero byte, which no file's name has")
     try:
         there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         with tempfile.TemporaryFile(dir=there) as file:

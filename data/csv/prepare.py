@@ -27,7 +27,7 @@ def main(argv=None):
     home = Path(__file__).parent
     folder = output_folder(name if Path(name).name != name else home / name)
 
-    with opened([args.input], folder) as sources:
+    with opened([args.input], folder, folders=False) as sources:
         frame, source = read_csv(sources, args.input), describe(sources)[0]
     tidy, rows = write_frame(
         frame, folder, time=args.time, frequency=args.frequency, missing=args.missing, splits=args.splits,
