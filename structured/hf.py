@@ -6,8 +6,8 @@
     model.save_pretrained("folder")
     model = AutoModelForCausalLM.from_pretrained("folder")
 
-Weights stay what they are, under the same names. `config.mlr` holds the levels: {"ranks", "block_sizes", "weighting"}. A
-saved config names its attention, so that a folder loads as what it is, and is refused by transformers, whatever the
+Weights stay what they are, under the same names. `config.mlr` holds the levels: {"ranks", "block_sizes", "weighting"}.
+A saved config names its attention, so that a folder loads as what it is, and is refused by transformers, whatever the
 class that reads it, where this module is not imported. Layers with a sliding window keep it (`window_attention`).
 
 Scores are those of the model: scaling q_i . k_j, of the features whose levels i and j share. A pair that shares all
@@ -148,7 +148,7 @@ def places(mask):
 
 
 def restarts(position_ids, B, T):
-    """The starts of sequences in B rows one after the other, (N + 1,), where positions do not go on by 1; None at rows."""
+    """The starts (N + 1,) of sequences in B rows laid end to end, where positions restart; None where none does."""
     if position_ids is None or not (breaks := position_ids.diff(dim=1) != 1).any():
         return None
     first = F.pad(breaks, (1, 0), value=True).expand(B, T).flatten()
@@ -161,10 +161,10 @@ def flat(x):
 
 
 def token_mask(*, q_length, kv_length, q_offset=0, kv_offset=0, attention_mask=None, **options):
-    """What `attend` gets as its mask: (B, keys), True for tokens, or None where all are; BadInput for a static cache."""
+    """What `attend` gets as its mask: (B, Tk), True for tokens, or None where all are; BadInput for a static cache."""
     if kv_offset + kv_length > q_offset + q_length:
-        words = f"{kv_offset + kv_length} keys for queries up to position {int(q_offset) + q_length}"
-        raise BadInput(f"{words}: MLR attention takes no StaticCache; leave cache_implementation at None, a DynamicCache")
+        words = f"{kv_offset + kv_length} keys for the first {int(q_offset) + q_length} positions"
+        raise BadInput(f"{words}: MLR attention takes no StaticCache; cache_implementation=None makes a DynamicCache")
     lengths = dict(q_length=q_length, kv_length=kv_length)
     return flash_attention_mask(**lengths, attention_mask=attention_mask, **options)
 
