@@ -85,6 +85,22 @@ def shared_query(function, copies=False):
     return run
 
 
+def packed(function):
+    """The function of the same tokens as one batch of B sequences of T, packed, and not as B of one."""
+
+    def run(q, k, v, **keywords):
+        (B, _, T, _), (q, k, v) = q.shape, (x.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for x in (q, k, v))
+        out = function(q, k, v, cu_seqlens=kept_starts(B, T, q.device), max_seqlen=T, **keywords)
+        return out.unflatten(2, (B, T))[0].transpose(0, 1)
+
+    return run
+
+
+@cache
+def kept_starts(B, T, device):
+    return torch.arange(0, B * T + 1, T, device=device, dtype=torch.int32)
+
+
 def ours(structure, function, *backends):
     return {(structure, backend): (partial(function, backend=backend), structure) for backend in backends}
 
@@ -108,6 +124,9 @@ CASES = {  # (structure, backend): what runs, and the definition that it has to 
     **ours("MLR", structured.mlr_attention, "triton", "blockwise", "dense"),
     **ours("window", structured.window_attention, "flex", "blockwise", "dense"),
     **ours("GSWA", structured.gswa_attention, "auto"),
+    ("standard", "packed"): (packed(structured.attention), "standard"),
+    ("MLR", "packed"): (packed(structured.mlr_attention), "MLR"),
+    ("window", "packed"): (packed(structured.window_attention), "window"),
     ("bilinear BTT", "auto"): (shared_query(structured.attention), "bilinear BTT"),
 }
 ON_CUDA_ONLY = {"FlexAttention", "cudnn", "efficient", "triton", "flex"}

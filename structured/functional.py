@@ -179,15 +179,17 @@ def gswa_attention(
     ranks = check_ranks(ranks, q.shape[-1])
     if len(ranks) != 2 or min(ranks) < 1:
         raise BadInput(f"GSWA takes two ranks of at least 1, global|window, not {tuple(ranks)}")
-    far, near = (8 / ranks[0], 8 / ranks[1]) if scales is None else scales
+    scales = (8 / ranks[0], 8 / ranks[1]) if scales is None else tuple(scales)
+    if len(scales) != 2:
+        raise BadInput(f"{len(scales)} scales: GSWA takes two, global and window")
     where = dict(attn_mask=attn_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, offset=offset)
     options, dtype = dict(causal=causal, link=link, dropout=dropout, **where), v.dtype
     with dense.without_autocast(q.device):
         if backend == "dense" or link != "softmax":
             q, k, v = (dense.precise(x) for x in (q, k, v))
         (q_far, q_near), (k_far, k_near) = q.split(ranks, -1), k.split(ranks, -1)
-        everywhere = attention(q_far, k_far, v, scale=far, **options)
-        inside = window_attention(q_near, k_near, v, window, scale=near, backend=backend, **options)
+        everywhere = attention(q_far, k_far, v, scale=scales[0], **options)
+        inside = window_attention(q_near, k_near, v, window, scale=scales[1], backend=backend, **options)
         return (everywhere + inside).to(dtype)
 
 
@@ -240,6 +242,11 @@ def mlr_attention(
         if not torch.compiler.is_compiling():  # a traced graph has no lengths
             of_each = dict(ranks=ranks, block_sizes=block_sizes, weighting=weighting, backend=backend, **options)
             return pairs.by_sequence(partial(mlr_attention, **of_each), q, k, v, meet)
+    if meet is not None and pairs.follows(meet, q, k) and k.shape[2] <= 4 * q.shape[2]:
+        full = pairs.filled(q, k, meet)  # four times the queries cost less than Tq x Tk
+        if mlr_backend(full, k, v, block_sizes, link=link, dropout=dropout, backend=backend) != "dense":
+            out = mlr_attention(full, k, v, ranks, block_sizes, weighting=weighting, backend=backend, **options)
+            return pairs.cut(out, q, meet)
     if meet is not None and pairs.hides_keys_alone(meet, q, k) and block_sizes[0] >= k.shape[2]:
         r, *finer = ranks  # the feature that hides keys is one of the level on which all meet
         wider = [*pairs.hide(meet.attn_mask, torch.cat([q[..., :r] * ((r + 1) / max(1, r)), q[..., r:]], -1), k), v]
@@ -288,7 +295,12 @@ def _over_pairs(q, k, v, meet, window=None, *, scale, causal, link, dropout, bac
             wider = pairs.hide(meet.attn_mask, q * scale, k)
             out = window_attention(*wider, v, window, scale=1.0, causal=causal, backend=backend)
             return pairs.zero(out, pairs.see_nothing(meet.attn_mask, causal, window))
-    elif window is not None:
+    elif window is not None and pairs.follows(meet, q, k):
+        k, v, meet = pairs.within_reach(q, k, v, meet, window, causal)
+        full, options = pairs.filled(q, k, meet), dict(link=link, dropout=dropout, backend=backend)
+        if q.shape[2] >= window and window_backend(full, k, v, **options) != "dense":
+            return pairs.cut(window_attention(full, k, v, window, scale=scale, causal=causal, **options), q, meet)
+    if window is not None:
         window_backend(q, k, v, link=link, dropout=dropout, pairs=meet, backend=backend)
     learned = meet.attn_mask is not None and meet.attn_mask.requires_grad
     fused = backend == "auto" and link == "softmax" and q.shape[-1] and k.shape[2] and not learned

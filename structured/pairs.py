@@ -166,6 +166,28 @@ def hides_keys_alone(pairs, q, k):
     return mask.dtype == torch.bool and mask.shape[1] == mask.shape[2] == 1 < mask.shape[3]
 
 
+def follows(pairs, q, k):
+    """Whether the queries are some of the positions of the keys, one after the other, and nothing is hidden."""
+    return pairs.attn_mask is None and pairs.starts is None and 0 <= pairs.offset <= k.shape[2] - q.shape[2]
+
+
+def within_reach(q, k, v, pairs, window, causal):
+    """Keys, values and pairs without the keys that are in no query's window."""
+    end = pairs.offset + q.shape[2] + (0 if causal else window)
+    first = max(0, pairs.offset - window)
+    return k[:, :, first:end], v[:, :, first:end], pairs._replace(offset=pairs.offset - first)
+
+
+def filled(q, k, pairs):
+    """The queries of `follows` among zeros, as many as there are keys."""
+    return F.pad(q, (0, 0, pairs.offset, k.shape[2] - pairs.offset - q.shape[2]))
+
+
+def cut(out, q, pairs):
+    """What is theirs of the output for `filled`."""
+    return out[:, :, pairs.offset : pairs.offset + q.shape[2]]
+
+
 def hide(mask, q, k):
     """(q, k) with a feature in front that makes hidden keys' scores -HIDDEN^2: so paths without masks hide them."""
     first = (*q.shape[:3], 1)

@@ -6,6 +6,9 @@ from itertools import product
 import pytest
 import torch
 from compare import assert_same, with_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_properties import BOUNDED, LAYOUTS
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._pytree import tree_leaves
 
@@ -31,9 +34,9 @@ FUNCTIONS = {  # name: (ours, the definition, arguments)
 }
 
 
-def qkv(B, Tq, Tk, *, H=4, G=2, d=7, dtype=torch.float64, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    shapes = (B, H, Tq, 8), (B, G, Tk, 8), (B, G, Tk, d)
+def qkv(B, Tq, Tk, *, H=4, G=2, d=7, dtype=torch.float64, width=8):
+    g = torch.Generator().manual_seed(0)
+    shapes = (B, H, Tq, width), (B, G, Tk, width), (B, G, Tk, d)
     return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
 
 
@@ -118,6 +121,7 @@ REFUSED = {  # Tq, Tk, options, words
     "max_seqlen alone": (6, 6, dict(max_seqlen=6), "max_seqlen 6 without cu_seqlens"),
     "a batch": (6, 6, dict(cu_seqlens=starts(6)), "a batch of 1, q has 2"),
     "a scale of another shape": (6, 6, dict(scale=torch.ones(3)), r"scale \(3,\) is no number, nor \(4,\)"),
+    "three scales": (6, 6, dict(scales=(1, 1, 1)), "3 scales: GSWA takes two"),
     "a scale of whole numbers": (6, 6, dict(scale=torch.ones(4).int()), "scale is torch.int32"),
 }
 REFUSED_PACKED = {  # of one sequence of 10
@@ -137,7 +141,8 @@ REFUSED_PACKED = {  # of one sequence of 10
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals(case):
     Tq, Tk, options, words = REFUSED[case]
-    for name in ("standard", "mlr") if "scale" not in options else ("standard", "window"):
+    names = {"scale": ("standard", "window"), "scales": ("gswa",)}.get(next(iter(options)), ("standard", "mlr"))
+    for name in names:
         with pytest.raises(BadInput, match=words) as error:
             FUNCTIONS[name][0](*qkv(2, Tq, Tk), **FUNCTIONS[name][2] | options)
         assert "\n" not in str(error.value)
@@ -172,6 +177,50 @@ def test_scales_as_tensors(shape):
         assert_same(got, want, [*NAMES, "d scale"])
 
 
+@st.composite
+def calls(draw):
+    """(function's name, its inputs, options, dtype): random geometries, lengths, layouts and masks of every kind."""
+    name, packed, longest = draw(st.sampled_from(["standard", "window", "gswa", "mlr"])), draw(st.booleans()), 24
+    ranks = draw(st.lists(st.integers(1, 4), min_size=2, max_size=2 if name == "gswa" else 4))
+    options = {
+        "standard": dict(scale=0.4),
+        "window": dict(scale=0.4, window=draw(st.integers(0, longest))),
+        "gswa": dict(ranks=ranks, window=draw(st.integers(0, longest))),
+        "mlr": dict(
+            ranks=ranks, weighting=draw(st.sampled_from(["none", "levels", "shared"])),
+            block_sizes=draw(st.lists(st.integers(1, 2 * longest), min_size=len(ranks), max_size=len(ranks))),
+        ),
+    }[name] | dict(causal=draw(st.booleans()), link=draw(st.sampled_from(["softmax", "identity"])))  # fmt: skip
+    lengths = st.lists(st.integers(0, longest), min_size=4 if packed else 1, max_size=4 if packed else 1)
+    of_q, of_k = draw(lengths), draw(lengths)
+    G, B, Tq, Tk = draw(st.integers(1, 2)), 1 if packed else 2, sum(of_q), sum(of_k)
+    H = G * draw(st.integers(1, 2))
+    if packed:
+        options |= dict(cu_seqlens=(starts(*of_q), starts(*of_k)))
+    elif draw(st.booleans()):
+        options |= dict(offset=draw(st.integers(max(0, Tk - Tq), Tk)))
+    if draw(st.booleans()):
+        shape = [n if draw(st.booleans()) else 1 for n in (B, H, Tq, Tk)]
+        options |= dict(attn_mask=draw(st.sampled_from([random_mask, added]))(*shape))
+    dtype, d = draw(st.sampled_from(list(TOLERANCE))), draw(st.sampled_from([3, sum(ranks)]))
+    x = qkv(B, Tq, Tk, H=H, G=G, d=d, dtype=dtype, width=sum(ranks))
+    return name, [LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](y) if y.numel() else y for y in x], options, dtype
+
+
+@settings(BOUNDED, max_examples=60)
+@given(calls())
+def test_whatever_is_asked(call):
+    name, inputs, options, dtype = call
+    ours, definition, _ = FUNCTIONS[name]
+    got = with_gradients(functools.partial(ours, **options), inputs)
+    want = with_gradients(functools.partial(definition, **options), [x.double() for x in inputs])
+    size = max(w.norm() for w in want[1:]).clamp(min=1e-2)  # of gradients; one may be 0 in exact arithmetic
+    for name, g, w in zip(NAMES, got, want, strict=True):
+        assert g.shape == w.shape
+        error = (g.double() - w).norm() / (w.norm().clamp(min=1e-2) if name == "out" else size)
+        assert error <= 3 * TOLERANCE[dtype], (name, error)
+
+
 LONG = {
     "window": dict(window=30),
     "mlr": dict(ranks=(4, 2, 2), block_sizes=(256, 64, 4), weighting="shared"),
@@ -184,11 +233,19 @@ LONG = {
 def test_padded_batches_by_other_paths(flipped, name):
     """Keys are hidden without a T x T mask."""
     T, mask = 203, padding(203, 40, 0, T=203)
-    inputs = qkv(3, T, T)
+    inputs = qkv(3, T, T, H=2, G=1)
     for causal in (True, False):
         options = dict(LONG[name], attn_mask=mask.flip(3) if flipped else mask, causal=causal, backend="blockwise")
         check(name.split(",")[0], inputs, options)
         check(name.split(",")[0], [x.half() for x in inputs], options, TOLERANCE[torch.float16])
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize(("Tq", "offset"), [(90, 170), (70, 20), (20, 180), (203, 57), (90, 200)])
+def test_long_continuations(Tq, offset, name):
+    """Some with zeros as the queries that there are not, some with the keys in reach of a window alone."""
+    for causal in (True, False):
+        check(name.split(",")[0], qkv(1, Tq, 260, H=2, G=1), dict(LONG[name], offset=offset, causal=causal))
 
 
 @pytest.fixture
@@ -219,6 +276,19 @@ def test_packed_by_the_kernels(case, dtype, causal, max_seqlen):
     inputs = [torch.randn(1, T, *s, generator=g, dtype=torch.float64).to(dtype).transpose(1, 2) for s in shapes]
     options = dict(ranks=ranks, block_sizes=blocks, weighting="shared", causal=causal, max_seqlen=max_seqlen)
     check("mlr", inputs, dict(options, backend="triton", cu_seqlens=starts(*lengths).long()), TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_is_not_finite_stays_in_its_sequence(causal):
+    q, k, v = (x.float() for x in qkv(1, 40, 40))
+    options = FUNCTIONS["mlr"][2] | dict(causal=causal, cu_seqlens=starts(21, 19), backend="triton")
+    want = mlr_attention(q, k, v, **options)
+    for x in (q, k, v):
+        x[:, :, 21:] = float("nan")
+    out = mlr_attention(q, k, v, **options)
+    assert_same([out[:, :, :21]], [want[:, :, :21]], ["out"], 1e-6)
+    assert out[:, :, 21:].isnan().all()
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -274,6 +344,7 @@ ASKED = {  # what is transformed: (Tq, Tk, options)
     "masked": (7, 9, dict(attn_mask=added(7, 9))),
     "padded": (9, 9, dict(attn_mask=padding(6, T=9))),
     "packed": (9, 9, dict(cu_seqlens=starts(4, 0, 5))),
+    "packed, fewer queries": (5, 9, dict(cu_seqlens=(starts(2, 3, 0), starts(4, 3, 2)))),
 }
 TRANSFORMS = {
     "jvp": lambda f, x: torch.func.jvp(f, tuple(x), tuple(y.cos() for y in x))[1],
@@ -319,7 +390,7 @@ def test_transforms(transform, case, name):
 @pytest.mark.parametrize("transform", ["vmap", "vmap(grad)", "create_graph", "is_grads_batched"])
 def test_transforms_of_the_kernels(transform):
     ours, definition, arguments = FUNCTIONS["mlr"]
-    x, options = [y.float() for y in qkv(1, 22, 22)], dict(arguments, cu_seqlens=starts(4, 0, 18))
+    x, options = [y.float() for y in qkv(1, 11, 11, H=2, G=1)], dict(arguments, cu_seqlens=starts(4, 0, 7))
     got = TRANSFORMS[transform](functools.partial(ours, **options, backend="triton"), x)
     want = TRANSFORMS[transform](functools.partial(definition, **options), [y.double() for y in x])
     assert_same(tree_leaves(got), tree_leaves(want), [str(n) for n in range(len(tree_leaves(want)))], 1e-4)
@@ -333,7 +404,7 @@ def test_sequences_cannot_be_mapped():
 
 @pytest.mark.parametrize(
     ("case", "name", "dynamic"),
-    [*product(ASKED, ["gswa", "mlr"], [False]), *product(["padded", "packed"], ["standard", "mlr"], [True])],
+    [*product(ASKED, ["gswa", "mlr"], [False]), ("padded", "mlr", True), ("packed", "standard", True)],
 )
 def test_compiled(case, name, dynamic):
     """One graph, of the dense path where sequences are packed, outputs and gradients as without."""

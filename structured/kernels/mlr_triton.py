@@ -92,6 +92,15 @@ def _load(X, at, h, t, column: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.const
 
 
 @triton.jit
+def _values(V, at, h, t, T, MAY_END: tl.constexpr, S: tl.constexpr):
+    """A tile of values; those behind a packed sequence, where the next one is, as 0: they may not be finite."""
+    v = _load(V, at, h, t, 0, S.BN, S.DV)
+    if S.packed and MAY_END:
+        v = tl.where((t + tl.arange(0, S.BN) < T)[:, None], v, tl.zeros_like(v))
+    return v
+
+
+@triton.jit
 def _chunks(X, at, h, t, N: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr):
     """The first N chunks of a tile."""
     x = ()
@@ -334,7 +343,7 @@ def _forward_class(acc, sums, top, q, K, V, at, h, starts, ends, T, I: tl.conste
             s = _product(x, _chunks(K, at, h, t, N, S, S.BN), S) * (weight * LOG2E)
             if RIGHT:
                 s = tl.where((t + tl.arange(0, S.BN) < T)[None, :], s, float("-inf"))
-            v = _load(V, at, h, t, 0, S.BN, S.DV)
+            v = _values(V, at, h, t, T, RIGHT, S)
             if ONLINE:
                 acc, sums, top = _add_online(acc, sums, top, s, v, S)
             else:
@@ -356,7 +365,7 @@ def _sweep(Q, K, V, at, h, hk, t0, T, ONLINE: tl.constexpr, S: tl.constexpr):
         cols = t + tl.arange(0, S.BN)
         s, _ = _near_scores(q, _chunks(K, at, hk, t, len(S.widths), S, S.BN), rows, cols, S)
         s = tl.where(_visible(rows, cols, T, S), s, float("-inf"))
-        acc, sums, top = _add_online(acc, sums, top, s, _load(V, at, hk, t, 0, S.BN, S.DV), S)
+        acc, sums, top = _add_online(acc, sums, top, s, _values(V, at, hk, t, T, True, S), S)
     for i in tl.static_range(len(S.classes) - 1):
         acc, sums, top = _forward_class(acc, sums, top, q, K, V, at, hk, starts, ends, T, i, False, ONLINE, S)
         if not S.causal:
