@@ -60,6 +60,33 @@ def use_mlr_attention(model, ranks, block_sizes=None, weighting="none"):
     return model
 
 
+@torch.no_grad()
+def sort_features(model):
+    """Turn the queries and keys of every head of a GPT-2 so that those features come first that weigh most in scores.
+
+    For use before MLR attention, whose far scores then lose little. The model stays the same function: what turns
+    queries is undone by what turns keys. A head's scores are x_i^T W_q W_k^T x_j; its features become the singular
+    vectors of W_q W_k^T, for inputs as the LayerNorm before it scales them. Gives the model back; BadInput for models
+    whose heads RoPE turns.
+    """
+    if model.config.model_type != "gpt2":
+        raise BadInput(f"features of a '{model.config.model_type}' keep their order; those of a gpt2 can be sorted")
+    for block in model.base_model.h:
+        c, norm, H = block.attn.c_attn, block.ln_1, block.attn.num_heads
+        weights = torch.cat([c.weight, c.bias[None]]).double()  # (D + 1, 3 D), for inputs (x, 1)
+        scaled = norm.weight.double()[:, None] * weights[:-1]
+        shift = norm.bias.double() @ weights[:-1] + weights[-1]
+        q, k, _ = torch.cat([scaled, shift[None]]).unflatten(1, (3, H, -1)).permute(1, 2, 0, 3)  # (H, D + 1, d)
+        r_q, r_k = (torch.linalg.qr(x, "r").R for x in (q, k))
+        u, sizes, vh = torch.linalg.svd(r_q @ r_k.mT)
+        turns = [torch.linalg.pinv(r) @ (x * sizes.sqrt()[:, None]) for r, x in ((r_q, u), (r_k, vh.mT))]
+        for i, turn in enumerate(turns):
+            of = slice(i * len(c.weight), (i + 1) * len(c.weight))
+            turned = torch.einsum("nhd, hde -> nhe", weights[:, of].unflatten(1, (H, -1)), turn).flatten(1)
+            c.weight[:, of], c.bias[of] = turned[:-1].to(c.weight), turned[-1].to(c.bias)
+    return model
+
+
 def checked(config, ranks, block_sizes, weighting="none"):
     """The levels as tuples and a name; BadInput where a model of this config cannot have them."""
     kind = config.model_type

@@ -268,6 +268,30 @@ def test_nothing_of_it_without_transformers():
     assert done.stderr.splitlines()[-1].endswith("pip install 'transformers>=5.16,<6'")
 
 
+def test_sorted_features_leave_the_model_what_it_is():
+    """And the scores of the first features are the best of their rank: a low-rank matrix of few singular values."""
+    model, x = model_of("gpt2"), tokens(2, T)
+    norm, c = (part := model.transformer.h[1]).ln_1, part.attn.c_attn
+    for bias in (norm.bias, c.bias):
+        torch.nn.init.normal_(bias)
+    inputs = torch.cat([torch.diag(norm.weight), norm.bias[None]])  # of unit variance, and 1
+
+    def scores_of(head, features):
+        q, k = (inputs @ c.weight[:, at] + torch.cat([torch.zeros(32, 8), torch.ones(1, 8)]) * c.bias[at]
+                for at in (slice(first + 8 * head, first + 8 * head + 8) for first in (0, 32)))  # fmt: skip
+        return q[:, :features] @ k[:, :features].mT
+
+    want, whole = model(x).logits, [scores_of(head, 8) for head in range(4)]
+    hf.sort_features(model)
+    assert_same([model(x).logits], [want], ["logits"], 1e-10)
+    for head, scores in enumerate(whole):
+        assert_same([scores_of(head, 8)], [scores], [f"scores of head {head}"], 1e-10)
+        left = torch.linalg.svdvals(scores)[3:].norm()
+        assert abs((scores - scores_of(head, 3)).norm() / left - 1) < 1e-9
+    with pytest.raises(BadInput, match="keep their order"):
+        hf.sort_features(model_of("llama"))
+
+
 REFUSED = [  # model, levels, words
     ("llama", ((3, 3, 2),), "RoPE turns pairs of features"),
     ("llama", ((4, 2), (64, 32)), "add up to 6"),
