@@ -40,7 +40,7 @@ def use_mlr_attention(model, ranks, block_sizes=None, weighting="none"):
     """Give a model of transformers MLR attention with the same weights; gives the model back.
 
     Args:
-        model: a GPT-2, Llama, Mistral, Qwen2 or Qwen3 of any head, with a language model's or another.
+        model: a GPT-2, Llama, Mistral, Qwen2 or Qwen3, with the head of a language model or another.
         ranks: features of every level, coarse to fine; they add up to the width of a head. Where heads are turned by
             RoPE, which pairs feature i with i + width / 2, a level takes whole pairs, so that ranks are even, and the
             coarse ones the pairs that turn slowest.
@@ -93,6 +93,9 @@ def checked(config, ranks, block_sizes, weighting="none"):
     if kind not in ROTATED or getattr(config, "add_cross_attention", False):
         what = "cross-attention" if kind in ROTATED else f"models of type '{kind}'"
         raise BadInput(f"no MLR attention for {what}; there is for decoders of type {', '.join(ROTATED)}")
+    if getattr(config, "sliding_window", None) and "full_attention" not in getattr(config, "layer_types", ()):
+        words = f"all layers of this {kind} have a sliding window of {config.sliding_window}"
+        raise BadInput(f"{words}, which they keep; without it, config.sliding_window = None, they can have levels")
     if weighting not in WEIGHTINGS:
         raise BadInput(f"no level weighting '{weighting}' here, there are {', '.join(WEIGHTINGS)}")
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -116,23 +119,22 @@ def attend(
         raise BadInput("MLR attention has no softcap and no attention sinks (s_aux)")
     (B, H, Tq, _), Tk = query.shape, key.shape[2]
     function, query, key = chosen(module.config, query, key, scaling, sliding_window)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = module.is_causal if is_causal is None else is_causal
     function = functools.partial(function, dropout=dropout, causal=causal)
-    if attention_mask is not None and attention_mask.ndim == 4:
-        out = function(query, key, value, attn_mask=attention_mask, causal=False)
-    elif attention_mask is not None and cu_seq_lens_q is None:
-        out = of_tokens(function, query, key, value, attention_mask)
-    else:
-        starts, longest = cu_seq_lens_q, None
-        if starts is None and Tq == Tk:
-            starts, longest = restarts(position_ids, B, Tq), Tq
-        elif starts is not None:
-            longest = None if max_length_q is None else max(max_length_q, max_length_k)
-            starts = starts if Tq == Tk else (starts, cu_seq_lens_k)
+    if cu_seq_lens_q is not None:
+        starts = cu_seq_lens_q if Tq == Tk else (cu_seq_lens_q, cu_seq_lens_k)
+        longest = None if max_length_q is None else max(max_length_q, max_length_k)
+        out = function(query, key, value, cu_seqlens=starts, max_seqlen=longest)
+    elif attention_mask is None:
+        starts = restarts(position_ids, B, Tq) if Tq == Tk else None
         if starts is None:
             out = function(query, key, value)
         else:
-            out = function(flat(query), flat(key), flat(value), cu_seqlens=starts, max_seqlen=longest)
+            out = function(flat(query), flat(key), flat(value), cu_seqlens=starts, max_seqlen=Tk)
+    elif attention_mask.ndim == 4:
+        out = function(query, key, value, attn_mask=attention_mask, causal=False)
+    else:
+        out = of_tokens(function, query, key, value, attention_mask)
     return out.transpose(1, 2).reshape(B, Tq, H, value.shape[3]), None
 
 
