@@ -117,25 +117,23 @@ def attend(
     """
     if softcap is not None or s_aux is not None:
         raise BadInput("MLR attention has no softcap and no attention sinks (s_aux)")
-    (B, H, Tq, _), Tk = query.shape, key.shape[2]
+    B, H, T, _ = query.shape
     function, query, key = chosen(module.config, query, key, scaling, sliding_window)
     causal = module.is_causal if is_causal is None else is_causal
     function = functools.partial(function, dropout=dropout, causal=causal)
     if cu_seq_lens_q is not None:
-        starts = cu_seq_lens_q if Tq == Tk else (cu_seq_lens_q, cu_seq_lens_k)
+        starts = cu_seq_lens_q if key.shape[2] == T else (cu_seq_lens_q, cu_seq_lens_k)
         longest = None if max_length_q is None else max(max_length_q, max_length_k)
         out = function(query, key, value, cu_seqlens=starts, max_seqlen=longest)
-    elif attention_mask is None:
-        starts = restarts(position_ids, B, Tq) if Tq == Tk else None
-        if starts is None:
-            out = function(query, key, value)
-        else:
-            out = function(flat(query), flat(key), flat(value), cu_seqlens=starts, max_seqlen=Tk)
-    elif attention_mask.ndim == 4:
+    elif attention_mask is not None and attention_mask.ndim == 4:
         out = function(query, key, value, attn_mask=attention_mask, causal=False)
-    else:
+    elif attention_mask is not None:
         out = of_tokens(function, query, key, value, attention_mask)
-    return out.transpose(1, 2).reshape(B, Tq, H, value.shape[3]), None
+    elif (starts := restarts(position_ids, B, T)) is not None:
+        out = function(flat(query), flat(key), flat(value), cu_seqlens=starts, max_seqlen=T)
+    else:
+        out = function(query, key, value)
+    return out.transpose(1, 2).reshape(B, T, H, value.shape[3]), None
 
 
 def chosen(config, q, k, scaling, sliding_window):

@@ -5,6 +5,7 @@ import json
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,6 +163,18 @@ def test_rows_that_are_packed_each(name):
     assert_same([got[0], got[1, :17], got[1, 17:]], want, ["whole", "first", "second"])
 
 
+def test_packed_sequences_that_continue():
+    """Queries and keys of their own number: those of a cache."""
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(1, 2, n, 8, generator=generator, dtype=torch.float64) for n in (7, 33, 33))
+    module = SimpleNamespace(config=model_of("gpt2", LEVELS[2]).config, is_causal=True)
+    of_q, of_k = ((3, 4), (20, 13))
+    starts = {f"cu_seq_lens_{x}": torch.tensor([0, *of]).cumsum(0) for x, of in (("q", of_q), ("k", of_k))}
+    got = hf.attend(module, q, k, v, None, 0.3, **starts, max_length_q=4, max_length_k=20)[0].split(of_q, 1)
+    alone = zip(q.split(of_q, 2), k.split(of_k, 2), v.split(of_k, 2), strict=True)
+    assert_same(got, [hf.attend(module, *x, None, 0.3)[0] for x in alone], ["first", "second"])
+
+
 WAYS = [
     *((name, dict(do_sample=False)) for name in MODELS),
     ("llama", dict(do_sample=True, temperature=2.0)),
@@ -271,8 +284,8 @@ def test_sorted_features_leave_the_model_what_it_is():
     """And the scores of the first features are the best of their rank: a low-rank matrix of few singular values."""
     model, x = model_of("gpt2"), tokens(2, T)
     norm, c = (part := model.transformer.h[1]).ln_1, part.attn.c_attn
-    for bias in (norm.bias, c.bias):
-        torch.nn.init.normal_(bias)
+    for p in (norm.weight, norm.bias, c.bias):
+        torch.nn.init.normal_(p)
     inputs = torch.cat([torch.diag(norm.weight), norm.bias[None]])  # of unit variance, and 1
 
     def scores_of(head, features):
