@@ -29,8 +29,9 @@ from training.errors import BadInput, command  # noqa: E402
 from training.files import check_output  # noqa: E402
 from training.schedule import lr_factor  # noqa: E402
 
-LEVELS = ("16|8|4|4 none", "8|8|8|8 none", "8|8|8|8 shared")  # ranks and weighting, in heads of 32 features
-SORTED = ("16|8|4|4 none sorted", "8|8|8|8 none sorted")  # of GPT-2, after hf.sort_features
+LEVELS = (  # ranks and weighting, in heads of 32 features
+    "16|8|4|4 none", "8|8|8|8 none", "8|8|8|8 shared", "16|8|4|4 none sorted", "8|8|8|8 none sorted",
+)  # fmt: skip
 
 
 @dataclass
@@ -106,13 +107,11 @@ def main(argv=None):
     model = new_model(cfg, corpus.vocab_size)
     seconds = train(model, corpus.train, cfg, cfg.steps, cfg.lr, 0)
     rows = [dict(attention="before", after=val_loss(model, corpus.val, cfg), seconds=seconds)]
-    for name in ("own", *LEVELS, *(SORTED if cfg.kind == "gpt2" else ())):
+    for name in ("own", *LEVELS):
         copied = copy.deepcopy(model)
         if name != "own":
-            ranks, weighting, *sort = name.split()
-            if sort:
-                hf.sort_features(copied)
-            hf.use_mlr_attention(copied, parse_list(ranks, "ranks"), weighting=weighting)
+            ranks, weighting, *order = name.split()
+            hf.use_mlr_attention(copied, parse_list(ranks, "ranks"), weighting=weighting, sort=bool(order))
         at_once = val_loss(copied, corpus.val, cfg)
         seconds = train(copied, corpus.train, cfg, cfg.more_steps, cfg.more_lr, cfg.steps)
         rows.append(dict(attention=name, at_once=at_once, after=val_loss(copied, corpus.val, cfg), seconds=seconds))

@@ -2,13 +2,13 @@
 
     from structured import hf
     model = AutoModelForCausalLM.from_pretrained("gpt2")
-    hf.use_mlr_attention(model, ranks=(32, 16, 16))
+    hf.use_mlr_attention(model, ranks=(32, 16, 16), sort=True)
     model.save_pretrained("folder")
     model = AutoModelForCausalLM.from_pretrained("folder")
 
-Weights stay what they are, under the same names. `config.mlr` holds the levels: {"ranks", "block_sizes", "weighting"}.
-A saved config names its attention, so that a folder loads as what it is, and is refused by transformers, whatever the
-class that reads it, where this module is not imported. Layers with a sliding window keep it (`window_attention`).
+`config.mlr` holds the levels: {"ranks", "block_sizes", "weighting", "pairs" if sorted}. A saved config names its
+attention, so that a folder loads as what it is, and is refused by transformers, whatever the class that reads it, where
+this module is not imported. Layers with a sliding window keep it (`window_attention`).
 
 Scores are those of the model: scaling q_i . k_j, of the features whose levels i and j share. A pair that shares all
 levels has the model's own score, and one level is the model's attention. weighting="shared" multiplies a pair's score
@@ -36,17 +36,20 @@ WEIGHTINGS = ("none", "shared")
 ROTATED = {"gpt2": False, "llama": True, "mistral": True, "qwen2": True, "qwen3": True}  # heads turned in halves (RoPE)
 
 
-def use_mlr_attention(model, ranks, block_sizes=None, weighting="none"):
-    """Give a model of transformers MLR attention with the same weights; gives the model back.
+def use_mlr_attention(model, ranks, block_sizes=None, weighting="none", sort=False):
+    """Give a model of transformers MLR attention in place of its own; gives the model back.
 
     Args:
         model: a GPT-2, Llama, Mistral, Qwen2 or Qwen3, with the head of a language model or another.
         ranks: features of every level, coarse to fine; they add up to the width of a head. Where heads are turned by
             RoPE, which pairs feature i with i + width / 2, a level takes whole pairs, so that ranks are even, and the
-            coarse ones the pairs that turn slowest.
+            coarse ones the pairs that turn slowest, or with `sort` those that weigh most.
         block_sizes: block length of every level in tokens; None: halved level by level from the model's
             max_position_embeddings. Tokens that share no block of any level have the score 0.
         weighting: "none" or "shared", see the head of this module.
+        sort: for a trained model and weighting "none": each head's features first come in the order of their weight in
+            its scores, so that far scores lose little. See `sort_features` and `sorted_pairs`; without it all weights
+            stay what they are.
 
     Raises:
         BadInput, the model untouched: another kind of model, levels that cannot be.
@@ -56,6 +59,10 @@ def use_mlr_attention(model, ranks, block_sizes=None, weighting="none"):
         block_sizes = default_block_sizes(config.max_position_embeddings, len(ranks))
     ranks, block_sizes, weighting = checked(config, ranks, block_sizes, weighting)
     config.mlr = dict(ranks=list(ranks), block_sizes=list(block_sizes), weighting=weighting)
+    if sort and ROTATED[config.model_type]:
+        config.mlr["pairs"] = sorted_pairs(model)
+    elif sort:
+        sort_features(model)
     model.set_attn_implementation("mlr")
     return model
 
@@ -64,13 +71,10 @@ def use_mlr_attention(model, ranks, block_sizes=None, weighting="none"):
 def sort_features(model):
     """Turn the queries and keys of every head of a GPT-2 so that those features come first that weigh most in scores.
 
-    For use before MLR attention, whose far scores then lose little. The model stays the same function: what turns
-    queries is undone by what turns keys. A head's scores are x_i^T W_q W_k^T x_j; its features become the singular
-    vectors of W_q W_k^T, for inputs as the LayerNorm before it scales them. Gives the model back; BadInput for models
-    whose heads RoPE turns.
+    The model stays the same function: what turns queries is undone by what turns keys. A head's scores are
+    x_i^T W_q W_k^T x_j; its features become the singular vectors of W_q W_k^T, for inputs as the LayerNorm before it
+    scales them.
     """
-    if model.config.model_type != "gpt2":
-        raise BadInput(f"features of a '{model.config.model_type}' keep their order; those of a gpt2 can be sorted")
     for block in model.base_model.h:
         c, norm, H = block.attn.c_attn, block.ln_1, block.attn.num_heads
         weights = torch.cat([c.weight, c.bias[None]]).double()  # (D + 1, 3 D), for inputs (x, 1)
@@ -84,10 +88,34 @@ def sort_features(model):
             of = slice(i * len(c.weight), (i + 1) * len(c.weight))
             turned = torch.einsum("nhd, hde -> nhe", weights[:, of].unflatten(1, (H, -1)), turn).flatten(1)
             c.weight[:, of], c.bias[of] = turned[:-1].to(c.weight), turned[-1].to(c.bias)
-    return model
 
 
-def checked(config, ranks, block_sizes, weighting="none"):
+@torch.no_grad()
+def sorted_pairs(model):
+    """For every layer and key head the pairs of features that RoPE turns, those first that weigh most in scores.
+
+    The weight of a pair is the norm of what makes its queries times that of what makes its keys, for inputs as the norm
+    before them scales them, summed over the query heads of a key head.
+    """
+    orders = []
+    for layer in model.base_model.layers:
+        sizes = []
+        for name in ("q", "k"):
+            linear, norm = (getattr(layer.self_attn, f"{name}_{part}", None) for part in ("proj", "norm"))
+            weights = linear.weight * layer.input_layernorm.weight
+            if linear.bias is not None:
+                weights = torch.cat([weights, linear.bias[:, None]], 1)
+            weights = weights.unflatten(0, (-1, layer.self_attn.head_dim))
+            if norm is not None:
+                weights = weights * norm.weight[:, None]
+            sizes.append(weights.unflatten(1, (2, -1)).float().norm(dim=(1, 3)))  # (heads, pairs)
+        of_queries, of_keys = sizes
+        shares = of_queries.unflatten(0, (len(of_keys), -1)).sum(1) * of_keys
+        orders.append(shares.argsort(-1, descending=True).tolist())
+    return orders
+
+
+def checked(config, ranks, block_sizes, weighting="none", pairs=None):
     """The levels as tuples and a name; BadInput where a model of this config cannot have them."""
     kind = config.model_type
     if kind not in ROTATED or getattr(config, "add_cross_attention", False):
@@ -118,7 +146,7 @@ def attend(
     if softcap is not None or s_aux is not None:
         raise BadInput("MLR attention has no softcap and no attention sinks (s_aux)")
     B, H, T, _ = query.shape
-    function, query, key = chosen(module.config, query, key, scaling, sliding_window)
+    function, query, key = chosen(module, query, key, scaling, sliding_window)
     causal = module.is_causal if is_causal is None else is_causal
     function = functools.partial(function, dropout=dropout, causal=causal)
     if cu_seq_lens_q is not None:
@@ -136,8 +164,9 @@ def attend(
     return out.transpose(1, 2).reshape(B, T, H, value.shape[3]), None
 
 
-def chosen(config, q, k, scaling, sliding_window):
+def chosen(module, q, k, scaling, sliding_window):
     """(function of queries, keys and values, queries and keys as it takes them) of a layer."""
+    config = module.config
     if sliding_window is not None:  # transformers counts the token itself
         return functools.partial(window_attention, window=sliding_window - 1, scale=scaling), q, k
     if not getattr(config, "mlr", None):
@@ -146,16 +175,24 @@ def chosen(config, q, k, scaling, sliding_window):
     if min(block_sizes) >= k.shape[2]:  # all pairs share all levels
         return functools.partial(attention, scale=scaling), q, k
     if ROTATED[config.model_type]:
-        q, k = in_pairs(q), in_pairs(k)
+        order = config.mlr.get("pairs")
+        q, k = (in_pairs(x, None if order is None else order[module.layer_idx]) for x in (q, k))
     factor = scaling * (len(ranks) if weighting == "shared" else 1)
     q = torch.cat([q_l * (factor * r) for q_l, r in zip(q.split(ranks, -1), ranks, strict=True)], -1)
     options = dict(ranks=ranks, block_sizes=block_sizes, weighting=weighting)
     return functools.partial(mlr_attention, **options), q, k
 
 
-def in_pairs(x):
-    """Features i and i + r / 2, which RoPE turns together, side by side, the slowest pair first: (.., r) -> (.., r)."""
-    return x.unflatten(-1, (2, -1)).flip(-1).mT.flatten(-2)
+def in_pairs(x, order=None):
+    """Features i and i + r / 2, which RoPE turns together, side by side: (B, H, T, r) -> (B, H, T, r).
+
+    order: which pairs come first, r / 2 numbers for each key head, of which there are H or fewer; None: the slowest.
+    """
+    x = x.unflatten(-1, (2, -1))
+    if order is None:
+        return x.flip(-1).mT.flatten(-2)
+    order = torch.tensor(order, device=x.device).repeat_interleave(x.shape[1] // len(order), 0)
+    return x.gather(-1, order[:, None, None].expand_as(x)).mT.flatten(-2)
 
 
 def of_tokens(function, q, k, v, mask):

@@ -38,6 +38,7 @@ LEVELS = [  # ranks, block sizes, weighting
     ((4, 2, 2), (48, 12, 3), "shared"),
     ((2, 0, 6), (10, 4, 3), "none"),  # neither nested nor as long as the text
 ]
+SORTED = (*LEVELS[0], True)
 
 
 def model_of(name, levels=None, dtype=torch.float64):
@@ -61,13 +62,17 @@ def defined(at):
     def attend(module, q, k, v, mask, scaling, **kwargs):
         levels, d = module.config.mlr, q.shape[3]
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        order = list(range(d))
+        order = torch.arange(d).expand(q.shape[1], d)
         if hasattr(module.config, "rope_parameters"):
-            order = [f for pair in reversed(range(d // 2)) for f in (pair, pair + d // 2)]
+            slowest = [list(reversed(range(d // 2)))]
+            pairs = torch.tensor(levels["pairs"][module.layer_idx] if "pairs" in levels else slowest)
+            pairs = pairs.repeat_interleave(q.shape[1] // len(pairs), 0)
+            order = torch.stack([pairs, pairs + d // 2], -1).flatten(1)
+        q, k = (torch.stack([x[:, h, :, order[h]] for h in range(x.shape[1])], 1) for x in (q, k))
         scores, shared, first = 0, 0, 0
         for r, b in zip(levels["ranks"], levels["block_sizes"], strict=True):
             same = (at[:, None, :, None] // b == at[:, None, None, :] // b).double()
-            features = order[first : first + r]
+            features = slice(first, first + r)
             scores = scores + same * scaling * (q[..., features] @ k[..., features].mT)
             shared, first = shared + same, first + r
         if levels["weighting"] == "shared":
@@ -110,7 +115,7 @@ ALIKE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "levels"), [*product(MODELS, LEVELS), *product(ALIKE, LEVELS[1:2])], ids=str
+    ("name", "levels"), [*product(MODELS, LEVELS), *product(MODELS | ALIKE, [SORTED])], ids=str
 )
 def test_levels_are_as_defined(name, levels):
     model, x = model_of(name, levels), tokens(2, T)
@@ -225,7 +230,7 @@ def test_layers_with_a_window_keep_it():
     want = model(x, attention_mask=mask).logits[mask == 1]
     hf.use_mlr_attention(model, (8,))
     assert_same([model(x, attention_mask=mask).logits[mask == 1]], [want], ["logits"])
-    hf.use_mlr_attention(model, *LEVELS[1])
+    hf.use_mlr_attention(model, *SORTED)
     options = dict(attention_mask=mask, max_new_tokens=9, do_sample=False)
     assert torch.equal(model.generate(x, **options), model.generate(x, use_cache=False, **options))
 
@@ -252,7 +257,7 @@ def test_dropout_and_checkpointed_gradients():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_is_what_it_was(name, tmp_path):
     """Also when what was loaded is saved again; and a program without this module does not take it for another."""
-    model, x = model_of(name, LEVELS[1], torch.float32), tokens(1, T)
+    model, x = model_of(name, SORTED, torch.float32), tokens(1, T)
     model.save_pretrained(tmp_path / "once")
     AutoModelForCausalLM.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice")
     again = type(model).from_pretrained(tmp_path / "twice").eval()
@@ -294,14 +299,35 @@ def test_sorted_features_leave_the_model_what_it_is():
         return q[:, :features] @ k[:, :features].mT
 
     want, whole = model(x).logits, [scores_of(head, 8) for head in range(4)]
-    hf.sort_features(model)
+    hf.use_mlr_attention(model, (8,), sort=True)
     assert_same([model(x).logits], [want], ["logits"], 1e-10)
     for head, scores in enumerate(whole):
         assert_same([scores_of(head, 8)], [scores], [f"scores of head {head}"], 1e-10)
         left = torch.linalg.svdvals(scores)[3:].norm()
         assert abs((scores - scores_of(head, 3)).norm() / left - 1) < 1e-9
-    with pytest.raises(BadInput, match="keep their order"):
-        hf.sort_features(model_of("llama"))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS | ALIKE if name != "gpt2"])
+def test_pairs_are_sorted_by_their_weight_in_scores(name):
+    model = model_of(name)
+    layer = model.model.layers[1]
+    for p in layer.parameters():
+        torch.nn.init.normal_(p)
+    attention, inputs = layer.self_attn, torch.diag(layer.input_layernorm.weight)
+
+    def size(kind, head, pair):
+        """The norm of what makes a pair's queries or keys, for inputs of all directions and for the bias."""
+        linear, at = getattr(attention, f"{kind}_proj"), [head * 8 + pair, head * 8 + pair + 4]
+        made = inputs @ linear.weight[at].mT
+        made = made if linear.bias is None else torch.cat([made, linear.bias[None, at]])
+        gain = getattr(attention, f"{kind}_norm").weight[[pair, pair + 4]] if name == "qwen3" else 1
+        return (made * gain).norm().item()
+
+    share = attention.num_key_value_groups
+    for g, order in enumerate(hf.sorted_pairs(model)[1]):
+        heads = range(g * share, (g + 1) * share)
+        weights = [size("k", g, pair) * sum(size("q", head, pair) for head in heads) for pair in range(4)]
+        assert order == sorted(range(4), key=weights.__getitem__, reverse=True)
 
 
 REFUSED = [  # model, levels, words
