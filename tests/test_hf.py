@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from compare import assert_same, relative_error
+from runs import write_corpus
 
+from plots import hf_table
+from scripts import hf_finetune
 from structured import BadInput
 
 if find_spec("transformers") is None:
@@ -359,3 +362,19 @@ def test_models_that_are_not_known():
     model.set_attn_implementation("mlr")
     with pytest.raises(BadInput, match="no levels"):
         model(tokens(1, 4))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_record_of_fine_tuning(kind, tmp_path, capsys):
+    write_corpus(tmp_path / "corpus", 900)
+    small = dict(n_layer=1, block_size=64, batch_size=2, steps=2, more_steps=1, eval_windows=4)
+    given = [f"--{name}={value}" for name, value in small.items()]
+    out = tmp_path / f"{kind}.json"
+    hf_finetune.main([f"--kind={kind}", f"--data={tmp_path / 'corpus'}", f"--out={out}", *given])
+    before, own, *changed = json.loads(out.read_text())["rows"]
+    assert before["after"] == own["at_once"]
+    assert [row["attention"] for row in changed] == list(hf_finetune.LEVELS)
+    assert all(row["after"] < row["at_once"] != own["at_once"] for row in changed)
+    capsys.readouterr()
+    hf_table.main([str(out)])
+    assert capsys.readouterr().out.count(f"| {kind} |") == 6
