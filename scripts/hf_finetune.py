@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 from data.corpus import load_corpus  # noqa: E402
 from data.files import write_json  # noqa: E402
 from data.windows import IGNORED, draw_windows, text_windows  # noqa: E402
-from training.configurator import configure, parse_list, setting  # noqa: E402
+from structured import default_block_sizes  # noqa: E402
+from training.configurator import configure, parse_list, require_at_least, setting  # noqa: E402
 from training.errors import BadInput, command  # noqa: E402
 from training.files import check_output  # noqa: E402
 from training.schedule import lr_factor  # noqa: E402
@@ -50,6 +51,11 @@ class Settings:
     lr: float = setting(2e-3, "peak learning rate, with a cosine to a tenth")
     more_lr: float = setting(5e-4, "the same of the steps after")
     eval_windows: int = setting(128, "windows of validation text")
+
+    def __post_init__(self):
+        whole = ("n_layer", "block_size", "batch_size", "steps", "more_steps", "eval_windows")
+        require_at_least(self, dict.fromkeys(whole, 1) | dict(seed=0, lr=0, more_lr=0))
+        default_block_sizes(self.block_size, 4)  # refused now rather than after training
 
 
 def new_model(cfg, vocab_size):

@@ -378,3 +378,16 @@ def test_the_record_of_fine_tuning(kind, tmp_path, capsys):
     capsys.readouterr()
     hf_table.main([str(out)])
     assert capsys.readouterr().out.count(f"| {kind} |") == 6
+
+
+BAD = [("--kind=bert", "no kind"), ("--block_size=100", "multiple of 8"), ("--steps=0", "steps"), ("--lr=-1.0", "lr")]
+
+
+@pytest.mark.parametrize(("given", "words"), BAD)
+def test_settings_of_fine_tuning_that_cannot_be(given, words, tmp_path, capsys):
+    write_corpus(tmp_path / "corpus", 900)
+    with pytest.raises(SystemExit) as end:
+        hf_finetune.main([f"--data={tmp_path / 'corpus'}", f"--out={tmp_path / 'a.json'}", given])
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
