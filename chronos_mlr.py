@@ -205,7 +205,7 @@ class MLRT5Attention(T5Attention):
         self.ranks, self.block_sizes, self.weighting = ranks, block_sizes, weighting
         self.stack_config = getattr(a, "stack_config", a.config)
         self.config = copy.copy(self.stack_config)
-        self.config._attn_implementation = "mlr"
+        self.config._attn_implementation = "mlr_t5"
 
     def forward(self, hidden_states, *args, past_key_values=None, **kwargs):
         """As T5Attention's. `seen` tells attend at which position the queries begin: behind the cached keys."""
@@ -235,7 +235,7 @@ class MLRT5Attention(T5Attention):
         return (weights @ v).transpose(1, 2), weights  # (B, T, H, d_kv)
 
 
-ALL_ATTENTION_FUNCTIONS.register("mlr", MLRT5Attention.attend)
+ALL_ATTENTION_FUNCTIONS.register("mlr_t5", MLRT5Attention.attend)
 
 
 class MLRT5Config(T5Config):

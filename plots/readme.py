@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from plots.records import plain_arguments  # noqa: E402
 from training.errors import BadInput, command  # noqa: E402
 
-PAGES = ("demo", "icl_regression", "language_modeling", "time_series", "bench")
+PAGES = ("demo", "icl_regression", "language_modeling", "time_series", "bench", "hf")
 FILES = ("README.md", "results/README.md", *(f"results/{page}/README.md" for page in PAGES))
 BLOCK = re.compile(r"(<!-- (if recorded: )?plots/(\w+)\.py (.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PENDING = "*No such run is recorded yet.*"
