@@ -31,6 +31,7 @@ import train_ICL
 import train_TS
 from plots import (
     attention_speed,
+    hf_table,
     icl_compute,
     icl_examples,
     icl_table,
@@ -223,10 +224,11 @@ def bench_record_cases(place):
     with contextlib.redirect_stdout(io.StringIO()):
         forecast_TS.main(flags(dict(out_dir=place.runs[train_TS], windows="0|3", out=record)))
     readers = {record: [(ts_forecasts, picture)]}
-    for path in sorted((ROOT / "results" / "bench").glob("*.json")):
+    for path in [*sorted((ROOT / "results" / "bench").glob("*.json")), ROOT / "results/hf/llama_seed1.json"]:
         copied = place.folder / path.name
         copied.write_bytes(path.read_bytes())
         readers[copied] = [(speed_table, []), *([(attention_speed, picture)] if "attention" in path.name else [])]
+    readers[copied] = [(hf_table, [])]
     for path, mains in readers.items():
         for damage in damaged(path, of_nested, RECORDS):
             with damage:

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -391,3 +393,13 @@ def test_settings_of_fine_tuning_that_cannot_be(given, words, tmp_path, capsys):
     assert end.value.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
+
+
+def test_the_snippet_of_the_readme_runs(tmp_path, monkeypatch):
+    """With a GPT-2 made here in a folder of the name that it has on the hub."""
+    monkeypatch.chdir(tmp_path)
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=128, n_head=2, n_layer=1, n_positions=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained("gpt2")
+    _, code = re.findall(r"```python\n(.*?)```", (Path(hf.__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert AutoModelForCausalLM.from_pretrained("gpt2-mlr").config.mlr["ranks"] == [32, 16, 16]
