@@ -27,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 
 from structured import hf
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 T, VOCAB = 41, 60
 SHAPE = dict(
     vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,

@@ -23,6 +23,7 @@ from structured import (
     window_attention,
 )
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 NAMES = ("out", "dq", "dk", "dv")
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 FUNCTIONS = {  # name: (ours, the definition, arguments)

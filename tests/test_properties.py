@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from structured import BadInput, attention, gswa_attention, kernels, mlr_attention, reference, window_attention
 from structured.blockwise import nesting_refusal
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 BOUNDED = settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 FEWER = settings(BOUNDED, max_examples=24)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 4e-2, torch.float16: 6e-3}
